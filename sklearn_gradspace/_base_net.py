@@ -1,0 +1,55 @@
+"""The base net: what a user may pass as one, and the one that is trained where none is passed.
+
+A parameter `net` and training data enter; a trained module leaves.
+"""
+
+from math import prod
+
+import numpy as np
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from skorch import NeuralNet
+from torch import nn
+
+from ._skorch_sklearn import NetClassifier
+from .modules import MLP
+
+
+def trained_module(net) -> nn.Module | None:
+    """Return the trained module that `net` is or holds, or None if it holds none."""
+    net = net.estimator if isinstance(net, FrozenEstimator) else net
+    if isinstance(net, NeuralNet):
+        return getattr(net, "module_", None)
+    return net if isinstance(net, nn.Module) else None
+
+
+def trained_classes(net) -> np.ndarray | None:
+    """Return the class labels that a fitted skorch net knows, or None where that is not known."""
+    net = net.estimator if isinstance(net, FrozenEstimator) else net
+    return getattr(net, "classes_", None) if isinstance(net, NeuralNet) else None
+
+
+def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) -> nn.Module:
+    """Return the trained module for the parameter `net`, training one on (X, y) where that is asked for."""
+    module = trained_module(net)
+    if module is not None:
+        return module
+    if isinstance(net, (NeuralNet, FrozenEstimator)):
+        raise NotFittedError(
+            "net is a skorch net that is not fitted: fit it first and pass it, its .module_, or "
+            "sklearn.frozen.FrozenEstimator(net)."
+        )
+    if net is not None and not callable(net):
+        raise TypeError(
+            f"net must be a torch Module, a fitted skorch net, a callable net(X, y) or None, not {type(net).__name__}."
+        )
+    if y is None:
+        raise ValueError("GradientFeaturizer without a trained net requires y to be passed, but the target y is None.")
+    if net is None:
+        sizes = {"module__n_features": prod(X.shape[1:])}
+        classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu", **sizes)
+        return classifier.fit(X.astype(np.float32), y).module_
+    module = trained_module(net(X, y))
+    if module is None:
+        raise TypeError("the callable net(X, y) must return a torch Module or a fitted skorch net.")
+    return module

@@ -1,0 +1,320 @@
+"""GradientFeaturizer: a trained net becomes a transformer, from samples to their gradient features.
+
+Samples of any rank that the net takes enter; a matrix of shape (n_samples, n_labels * n_params) leaves, lazy, dense or
+sparse. METHOD, section 1.
+"""
+
+import copy
+from dataclasses import replace
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from ._base_net import resolve_net, trained_classes, trained_module
+from .gradients import SCALES, GradientArray, GradientEngine, GradientFeatures, ScaleStatistics, over_batches, packed
+
+_OUTPUTS = ("lazy", "dense", "csr")
+_AUTO_BYTES = 2**26  # gradients that batch_size="auto" computes at a time
+
+
+def _output_is_dense(featurizer: "GradientFeaturizer") -> bool:
+    if featurizer.output != "dense":
+        raise AttributeError(
+            f"set_output needs GradientFeaturizer(output='dense'): a data frame cannot hold output={featurizer.output!r}."
+        )
+    return True
+
+
+class GradientFeaturizer(TransformerMixin, BaseEstimator):
+    """Per-sample gradients of a trained net's loss in its weights, for every candidate label, as features.
+
+    Column ``k * n_params + p`` of a row is the derivative of the cross-entropy of the row and candidate label k in
+    parameter p, selected and scaled. Labels are candidates: the true one is never used.
+
+    Parameters
+    ----------
+    net : Module, fitted skorch net, FrozenEstimator, callable or None, default=None
+        The base net. A trained one is shared: never copied, changed or trained. A callable ``net(X, y)`` returns a
+        trained one in each `fit`. None trains a small MLP in `fit`.
+    percentile : float in (0, 100], default=15
+        Percentage of a layer's entries, those of largest magnitude, that stay for a sample and label; the others become
+        0. At 100 all stay.
+    scale : {"minmax", "maxabs", "rms", "layer"} or None, default="minmax"
+        How selected entries are scaled, by statistics over all rows and labels of `fit`. "minmax": by a coordinate's
+        minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are not
+        0. "layer": by that of the whole layer. Zeros stay 0.
+    power : float or None, default=0.5
+        Exponent p of the power norm ``sign(v) |v|^p``, applied last.
+    layers : {"weights", "all"}, pattern or list of patterns, default="weights"
+        Parameters whose gradients are features. "weights" leaves biases out; a pattern such as ``"conv*.weight"`` is
+        matched with parameter names as file names are. Frozen parameters have none.
+    output : {"lazy", "dense", "csr"}, default="lazy"
+        Representation of what `transform` returns; the numbers are the same. "lazy" computes rows when they are asked
+        for and passes through scikit-learn and skorch as a matrix would.
+    batch_size : int or "auto", default="auto"
+        Rows computed at a time. "auto" takes as many as have 64 MiB of gradients.
+    device : str or device, optional
+        Where to compute; by default where the net is.
+    n_jobs : int, optional
+        Jobs, as in joblib, that share the batches of a pass over the data.
+    random_state : int, RandomState or None, default=None
+        Seed of the net that `net=None` trains; nothing else is random.
+    verbose : int, default=0
+        Whether passes over the data show a progress bar.
+
+    Attributes
+    ----------
+    module_ : Module
+        The base net.
+    features_ : GradientFeatures
+        The map from rows to features.
+    n_labels_ : int
+        Number of candidate labels, K.
+    blocks_ : tuple of Block
+        Columns of each parameter within a candidate label.
+    engine_report_ : tuple of ParameterRule
+        How each parameter's gradients are computed, and why so.
+    n_features_in_ : int
+        Size of the samples' first axis.
+    sample_shape_ : tuple of int
+        Shape of a sample.
+
+    Notes
+    -----
+    A net that was trained on rows that are now cross-validated makes the scores optimistic: the features of those rows
+    are better than those of new ones. Keep the base net's training rows out, or pass a callable, which trains a net on
+    the training part of each fold.
+
+    References
+    ----------
+    A. R. Aleksziew, "Improving Neural Networks using Gradient Space"; B. Daróczy, R. Aleksziew, A. Benczúr,
+    arXiv:1807.06630.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace import GradientFeaturizer
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> features = GradientFeaturizer(net).fit_transform([[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
+    >>> features.shape, features.n_labels
+    ((2, 126), 3)
+    """
+
+    def __init__(
+        self,
+        net=None,
+        *,
+        percentile=15,
+        scale="minmax",
+        power=0.5,
+        layers="weights",
+        output="lazy",
+        batch_size="auto",
+        device=None,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.net = net
+        self.percentile = percentile
+        self.scale = scale
+        self.power = power
+        self.layers = layers
+        self.output = output
+        self.batch_size = batch_size
+        self.device = device
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y=None):
+        """Take or train the base net, and learn the statistics that scale its gradients.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples as the net takes them.
+        y : array-like of shape (n_samples,), optional
+            Class labels, which training a base net needs. A trained net needs none: labels are only compared with its
+            outputs.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer.
+        """
+        self._check_parameters()
+        X = _as_array(X)
+        if y is None:
+            X = validate_data(self, X, dtype="numeric", allow_nd=True)
+        else:
+            X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
+        self.sample_shape_ = X.shape[1:]
+        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
+        engine = GradientEngine(self.module_, X, self.layers, self.device)
+        self._check_labels(y, engine.n_labels)
+        unscaled = GradientFeatures(engine, self.percentile, batch_size=self._batch_size(engine))
+        scaler = None
+        if self.scale is not None:
+            statistics = ScaleStatistics(self.scale, engine.blocks)
+            passes = over_batches(statistics.of, GradientArray(unscaled, X), self.n_jobs, self.verbose, "statistics")
+            for of_batch in passes:
+                statistics.merge(of_batch)
+            scaler = statistics.scaler(engine.feature_dtype)
+        self.features_ = replace(unscaled, scaler=scaler, power=self.power)
+        return self
+
+    def transform(self, X):
+        """Return the gradient features of samples.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples as in `fit`. A lazy array refers to them, it holds no copy.
+
+        Returns
+        -------
+        features : GradientArray, ndarray or csr_array of shape (n_samples, n_labels * n_params)
+            The features, in the representation of `output`.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, _as_array(X), dtype="numeric", allow_nd=True, reset=False)
+        if X.shape[1:] != self.sample_shape_:
+            raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
+        array = GradientArray(self.features_, X)
+        if self.output == "dense":
+            return array.toarray(self.n_jobs, self.verbose)
+        if self.output == "csr":
+            return array.tocsr(self.n_jobs, self.verbose)
+        return array
+
+    @available_if(_output_is_dense)
+    def set_output(self, *, transform=None):
+        """Choose the container of dense output.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"}, optional
+            The container; None leaves it as it is.
+
+        Returns
+        -------
+        self : object
+            The transformer.
+        """
+        return super().set_output(transform=transform)
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``.
+
+        Parameters
+        ----------
+        input_features : array-like of str, optional
+            Names of the input, which are only checked.
+
+        Returns
+        -------
+        names : ndarray of str, of shape (n_labels * n_params,)
+            A name a column.
+        """
+        check_is_fitted(self)
+        _check_feature_names_in(self, input_features, generate_names=False)
+        entries = [
+            f"{block.name}[{','.join(map(str, index))}]" for block in self.blocks_ for index in np.ndindex(block.shape)
+        ]
+        return np.array([f"label{k} {entry}" for k in range(self.n_labels_) for entry in entries], dtype=object)
+
+    @property
+    def n_labels_(self):
+        """Number of candidate labels."""
+        return self._fitted_engine("n_labels_").n_labels
+
+    @property
+    def blocks_(self):
+        """Columns of each parameter within a candidate label."""
+        return self._fitted_engine("blocks_").blocks
+
+    @property
+    def engine_report_(self):
+        """How each parameter's gradients are computed, and why so."""
+        return self._fitted_engine("engine_report_").rules
+
+    def _fitted_engine(self, name: str) -> GradientEngine:
+        if not hasattr(self, "features_"):
+            raise AttributeError(f"GradientFeaturizer has no attribute {name!r} before fit")
+        return self.features_.engine
+
+    def _check_parameters(self) -> None:
+        if not isinstance(self.percentile, Real) or not 0 < self.percentile <= 100:
+            raise ValueError(f"percentile={self.percentile!r} is not in (0, 100]: it is the percentage of entries kept.")
+        if self.scale not in SCALES:
+            raise ValueError(f"scale={self.scale!r} is none of {', '.join(map(repr, SCALES))}.")
+        if self.power is not None and not (isinstance(self.power, Real) and self.power > 0):
+            raise ValueError(f"power={self.power!r} is neither a positive number nor None.")
+        if self.output not in _OUTPUTS:
+            raise ValueError(f"output={self.output!r} is none of {', '.join(_OUTPUTS)}.")
+        if self.batch_size != "auto" and not (isinstance(self.batch_size, Integral) and self.batch_size > 0):
+            raise ValueError(f"batch_size={self.batch_size!r} is neither a positive integer nor 'auto'.")
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                raise ValueError(f"device={self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+    def _check_labels(self, y, n_labels: int) -> None:
+        if y is None or type_of_target(y) not in ("binary", "multiclass"):
+            return
+        labels = np.unique(y)
+        known = trained_classes(self.net)
+        unknown = np.setdiff1d(labels, known) if known is not None else labels[n_labels:]
+        if len(unknown):
+            raise ValueError(
+                f"y holds labels unknown to the base net: {unknown[:10].tolist()}. It has {n_labels} outputs, so it knows "
+                f"{n_labels} labels."
+            )
+
+    def _batch_size(self, engine: GradientEngine) -> int:
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        row_bytes = engine.n_labels * engine.n_params * engine.feature_dtype.itemsize
+        return int(np.clip(_AUTO_BYTES // row_bytes, 1, 1024))
+
+    def __sklearn_clone__(self):
+        # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.
+        params = self.get_params(deep=False)
+        net = params.pop("net")
+        shared = net if trained_module(net) is not None else clone(net, safe=False)
+        twin = type(self)(net=shared, **{name: clone(value, safe=False) for name, value in params.items()})
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if hasattr(self, name):
+                setattr(twin, name, copy.deepcopy(getattr(self, name)))
+        return twin
+
+    def __getstate__(self) -> dict:
+        state = super().__getstate__()
+        modules = {name: packed(value) for name, value in state.items() if isinstance(value, nn.Module)}
+        return state | modules
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = trained_module(self.net) is None
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+# Data frames hold dense output alone; a global transform_output="pandas" lets the other representations pass. Assigned
+# here, since the base class sets the attribute on every subclass that is made.
+GradientFeaturizer._sklearn_auto_wrap_output_keys = property(
+    lambda self: {"transform"} if self.output == "dense" else set()
+)
+
+
+def _as_array(X):
+    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X

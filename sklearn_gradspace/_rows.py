@@ -1,0 +1,65 @@
+"""Data that skorch fetches by whole batches.
+
+Arrays, sparse or lazy rows and labels enter; batches of them leave. skorch fetches row by row, which costs a sparse
+matrix or a lazy array one computation a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from skorch.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """Rows of data with a weight each, as one thing to index."""
+
+    X: object
+    weight: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the data."""
+        return self.X.shape
+
+    def __len__(self) -> int:
+        return self.X.shape[0]
+
+    def __getitem__(self, index) -> "WeightedRows":
+        rows = index[0] if isinstance(index, tuple) else index
+        return WeightedRows(self.X[rows], self.weight[rows])
+
+
+class RowDataset(Dataset):
+    """skorch's dataset, with ``__getitems__`` for a whole batch.
+
+    Parameters
+    ----------
+    X : ndarray, sparse array, GradientArray, WeightedRows or whatever skorch's Dataset takes
+    y : ndarray of shape (n_samples,), optional
+    """
+
+    def __init__(self, X, y=None) -> None:
+        super().__init__(X, y, length=X.shape[0] if hasattr(X, "shape") else None)
+
+    def __getitems__(self, indices: list[int]) -> tuple:
+        """Return ``(X, y)`` for the rows `indices`; sparse rows become dense."""
+        rows = np.asarray(indices)
+        if isinstance(self.X, Mapping) or not hasattr(self.X, "shape"):
+            return torch.utils.data.default_collate([self[i] for i in indices])
+        y = torch.zeros(len(rows)) if self.y is None else torch.as_tensor(np.asarray(self.y)[rows])
+        return _dense(self.X[rows]), y
+
+
+def whole_batch(batch):
+    """Collate nothing: the dataset has returned a batch already."""
+    return batch
+
+
+def _dense(rows):
+    if isinstance(rows, WeightedRows):
+        return WeightedRows(_dense(rows.X), rows.weight)
+    return rows.toarray() if sparse.issparse(rows) else rows

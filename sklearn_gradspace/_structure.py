@@ -1,0 +1,55 @@
+"""The block structure of GradNet: which hidden units see which layers' gradients.
+
+Blocks and the parameter `structure` enter; groups of columns leave. METHOD, section 1.
+"""
+
+from collections.abc import Sequence
+
+from .gradients import Block
+
+
+def group_columns(blocks: Sequence[Block], structure: str | Sequence[Sequence[str]]) -> list[list[slice]]:
+    """Return for each group of hidden units the columns that it sees.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        The columns of each parameter.
+    structure : {"layer", "adjacent", "full"} or sequence of sequences of str
+        "layer": a group a layer. "adjacent": a group for every two consecutive layers. "full": one group that sees all.
+        Otherwise the names of the layers, or of the parameters, of each group.
+    """
+    layers: dict[str, list[Block]] = {}
+    for block in blocks:
+        layers.setdefault(block.layer, []).append(block)
+    names = list(layers)
+    if isinstance(structure, str):
+        groupings = {
+            "layer": [[name] for name in names],
+            "adjacent": [list(pair) for pair in zip(names, names[1:])] or [names],
+            "full": [names],
+        }
+        if structure not in groupings:
+            raise ValueError(
+                f"structure={structure!r} is none of {', '.join(groupings)}; or give a list of lists of layer names."
+            )
+        structure = groupings[structure]
+    known = {block.name: [block] for block in blocks} | layers
+    missing = [name for group in structure for name in group if name not in known]
+    if missing or not all(structure):
+        raise ValueError(f"structure names {missing or 'an empty group'}; the layers are {names}.")
+    return [[block.slice for name in group for block in known[name]] for group in structure]
+
+
+def blocks_of_sizes(blocks: Sequence[int | Block] | None, n_features: int) -> tuple[Block, ...]:
+    """Return blocks for features of a plain array, from their sizes; one block where none are given."""
+    if blocks is None:
+        return (Block("features", (n_features,), 0),)
+    made, start = [], 0
+    for i, block in enumerate(blocks):
+        size = block.size if isinstance(block, Block) else int(block)
+        made.append(Block(block.name if isinstance(block, Block) else f"block{i}.features", (size,), start))
+        start += size
+    if start != n_features:
+        raise ValueError(f"blocks add up to {start} features, but there are {n_features} for each candidate label.")
+    return tuple(made)

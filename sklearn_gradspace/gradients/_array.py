@@ -1,0 +1,174 @@
+"""The lazy array: a table of gradient features whose rows are computed when they are asked for.
+
+Data and a map to features enter; the array passes through scikit-learn and skorch as a matrix of shape (n, K · P) would.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from ._blocks import Block
+from ._features import GradientFeatures
+from ._memory import require_memory
+from ._passes import over_batches
+
+
+class GradientArray:
+    """Gradient features of shape (n_samples, n_labels * n_params), label-major, computed batch by batch.
+
+    Column ``k * n_params + p`` of a row is feature p of the row under candidate label k.
+
+    Parameters
+    ----------
+    features : GradientFeatures
+        The map from rows of data to features.
+    X : ndarray of shape (n_samples, ...)
+        The data; it is referred to, not copied.
+
+    Attributes
+    ----------
+    max_bytes : int
+        Size above which `__array__` refuses to compute the whole; :meth:`toarray` does not refuse up to the memory
+        that is free.
+    """
+
+    ndim = 2
+    max_bytes = 2**32
+
+    def __init__(self, features: GradientFeatures, X: np.ndarray) -> None:
+        self.features, self.X = features, X
+
+    @property
+    def n_labels(self) -> int:
+        """Number of candidate labels."""
+        return self.features.engine.n_labels
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The columns of each parameter, within one candidate label."""
+        return self.features.blocks
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_samples, n_labels * n_params)."""
+        return len(self.X), self.n_labels * self.features.engine.n_params
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Precision of the features."""
+        return np.dtype(str(self.features.engine.feature_dtype).removeprefix("torch."))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are computed."""
+        return self.features.engine.device
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the entries would take."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __repr__(self) -> str:
+        return f"<GradientArray of shape {self.shape}, {self.n_labels} labels, dtype {self.dtype}, on {self.device}>"
+
+    def __getitem__(self, index):
+        """Return rows as a lazy array, or anything narrower as an ndarray."""
+        rows, columns = index if isinstance(index, tuple) and len(index) == 2 else (index, slice(None))
+        if isinstance(rows, (int, np.integer)):
+            return self[[rows]].toarray()[0][columns]
+        taken = GradientArray(self.features, self.X[rows if isinstance(rows, slice) else np.asarray(rows)])
+        everything = columns is Ellipsis or (isinstance(columns, slice) and columns == slice(None))
+        return taken if everything else np.asarray(taken)[:, columns]
+
+    def view(self, labels: Tensor | None = None) -> Tensor:
+        """Compute features of all rows at once, on the device.
+
+        Parameters
+        ----------
+        labels : Tensor of shape (n_samples,), optional
+            One candidate label a row; by default all.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, n_params) or (n_samples, n_labels, n_params)
+        """
+        return self.features(self.X, labels)
+
+    def batches(self) -> Iterator["GradientArray"]:
+        """Return the rows in consecutive parts that are computed at a time."""
+        step = self.features.batch_size
+        return (self[start : start + step] for start in range(0, len(self), step))
+
+    def fork(self) -> "GradientArray":
+        """Return the same array for another thread."""
+        return GradientArray(replace(self.features, engine=self.features.engine.fork()), self.X)
+
+    def toarray(self, n_jobs: int | None = None, verbose: int = 0) -> np.ndarray:
+        """Compute everything, as an ndarray of shape (n_samples, n_labels * n_params).
+
+        Parameters
+        ----------
+        n_jobs : int, optional
+            Jobs that share the batches.
+        verbose : int
+            Whether to show a progress bar.
+        """
+        require_memory(self.nbytes, f"a dense array of shape {self.shape}")
+        dense = np.empty(self.shape, self.dtype)
+        start = 0
+        for part in over_batches(_dense, self, n_jobs, verbose):
+            dense[start : start + len(part)] = part
+            start += len(part)
+        return dense
+
+    def tocsr(self, n_jobs: int | None = None, verbose: int = 0) -> sparse.csr_array:
+        """Compute everything, as a sparse array of the non-zero entries.
+
+        Parameters
+        ----------
+        n_jobs : int, optional
+            Jobs that share the batches.
+        verbose : int
+            Whether to show a progress bar.
+        """
+        kept = self.size * self.features.percentile / 100
+        # The parts and the whole that they are joined to exist at the same time.
+        require_memory(2 * kept * (self.dtype.itemsize + 4), f"a sparse array of shape {self.shape}")
+        parts = list(over_batches(_sparse, self, n_jobs, verbose))
+        return sparse.vstack(parts, format="csr") if parts else sparse.csr_array(self.shape, dtype=self.dtype)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if self.nbytes > self.max_bytes:
+            raise MemoryError(
+                f"this step asks for all {self.shape[0]} x {self.shape[1]} gradient features at once, "
+                f"{self.nbytes / 2**30:.1f} GiB. Use GradNetClassifier, which takes them batch by batch, "
+                "GradientFeaturizer(output='csr') where the step takes sparse input, fewer layers or rows, or raise "
+                "GradientArray.max_bytes."
+            )
+        return self.toarray().astype(dtype or self.dtype, copy=False)
+
+    def __array_namespace__(self, *, api_version=None):
+        # scikit-learn asks for it under array_api_dispatch, and knows NumPy by this name.
+        from sklearn.utils._array_api import np_compat
+
+        return np_compat
+
+
+def _dense(batch: GradientArray) -> np.ndarray:
+    return batch.view().flatten(1).cpu().numpy()
+
+
+def _sparse(batch: GradientArray) -> sparse.csr_array:
+    return sparse.csr_array(_dense(batch))

@@ -1,0 +1,95 @@
+"""Which parameters have gradients, and where each stands in a feature vector.
+
+A net and the choice `layers` enter; the chosen parameters and one `Block` for each leave.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Block:
+    """The place of one parameter tensor in the gradient of one candidate label.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter in the net, such as ``"conv1.weight"``.
+    shape : tuple of int
+        Its shape; the block holds its entries in C order.
+    start : int
+        The first of its columns.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return prod(self.shape)
+
+    @property
+    def slice(self) -> slice:
+        """The columns of the block."""
+        return slice(self.start, self.start + self.size)
+
+    @property
+    def layer(self) -> str:
+        """Name of the module that owns the parameter."""
+        return self.name.rpartition(".")[0]
+
+
+def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -> dict[str, nn.Parameter]:
+    """Return the trainable parameters of `net` that `layers` names, in the net's order.
+
+    Parameters
+    ----------
+    net : Module
+        Shared parameters are listed once, under their first name.
+    layers : {"weights", "all"}, pattern or sequence of patterns
+        "weights" leaves the biases out. A pattern such as ``"conv*.weight"`` is matched with the parameter names as the
+        shell matches file names.
+
+    Raises
+    ------
+    ValueError
+        Where the net has no parameters, all of them are frozen, or a pattern matches none.
+    """
+    named = dict(net.named_parameters())
+    if not named:
+        raise ValueError(f"net has no parameters: {type(net).__name__} has no gradient space.")
+    trainable = {name: p for name, p in named.items() if p.requires_grad}
+    if not trainable:
+        raise ValueError(
+            "all parameters of net are frozen (requires_grad=False): unfreeze those whose gradients are wanted with "
+            "parameter.requires_grad_()."
+        )
+    if layers == "all":
+        return trainable
+    if layers == "weights":
+        weights = {name: p for name, p in trainable.items() if "bias" not in name.rpartition(".")[2]}
+        if not weights:
+            raise ValueError(f"layers='weights' leaves nothing: net has only {', '.join(trainable)}. Use layers='all'.")
+        return weights
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in trainable):
+            raise ValueError(
+                f"layers: no trainable parameter matches {pattern!r}. Trainable are {', '.join(trainable)}."
+            )
+    return {name: p for name, p in trainable.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def make_blocks(parameters: dict[str, nn.Parameter]) -> tuple[Block, ...]:
+    """Return the blocks of `parameters`, one after the other in a vector."""
+    blocks, start = [], 0
+    for name, parameter in parameters.items():
+        blocks.append(Block(name, tuple(parameter.shape), start))
+        start += parameter.numel()
+    return tuple(blocks)

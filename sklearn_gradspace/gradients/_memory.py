@@ -1,0 +1,27 @@
+"""Memory that is free, so that what cannot fit is refused before it is begun."""
+
+import os
+
+
+def available_bytes() -> int | None:
+    """Return the main memory that is free, in bytes, or None where the system does not tell."""
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":") for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def require_memory(n_bytes: float, what: str) -> None:
+    """Raise MemoryError, naming the way out, if `n_bytes` for `what` are more than is free."""
+    free = available_bytes()
+    if free is not None and n_bytes > free:
+        raise MemoryError(
+            f"{what} takes {n_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. Use output='lazy', which "
+            "GradNetClassifier takes batch by batch, output='csr', a smaller percentile, fewer layers or fewer rows."
+        )

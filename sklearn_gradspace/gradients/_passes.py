@@ -1,0 +1,41 @@
+"""Passes over data: a function of a batch, applied to all batches of a lazy array.
+
+A function and an array enter; its results leave in order. joblib runs the jobs, tqdm shows how far it is.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from joblib import Parallel, delayed, effective_n_jobs
+from tqdm.auto import tqdm
+
+Result = TypeVar("Result")
+
+
+def over_batches(
+    function: Callable[..., Result], array, n_jobs: int | None = None, verbose: int = 0, what: str = "gradients"
+) -> Iterator[Result]:
+    """Yield ``function(batch)`` for the consecutive batches of the lazy array `array`.
+
+    Parameters
+    ----------
+    function : callable
+    array : GradientArray
+    n_jobs : int, optional
+        As in joblib; threads unless its context says otherwise.
+    verbose : int
+        0 is silent; else a progress bar.
+    what : str
+        What the bar says.
+    """
+    if effective_n_jobs(n_jobs) == 1:
+        results = map(function, array.batches())
+    else:
+        tasks = (delayed(_in_worker)(function, batch) for batch in array.batches())
+        results = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(tasks)
+    n_batches = -(-len(array) // array.features.batch_size)
+    yield from tqdm(results, total=n_batches, desc=what, disable=not verbose)
+
+
+def _in_worker(function: Callable, batch):
+    return function(batch.fork())

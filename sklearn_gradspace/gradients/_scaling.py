@@ -1,0 +1,95 @@
+"""Scaling: statistics of training gradients, and the affine map per coordinate that they define.
+
+Selected gradients enter batch by batch; a `Scaler` leaves. METHOD: (g - min) / (max - min), zeros stay zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._blocks import Block
+
+SCALES = ("minmax", "maxabs", "rms", "layer", None)
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """The map ``g -> (g - offset) / divisor`` of the entries that are not zero.
+
+    Parameters
+    ----------
+    divisor : Tensor of shape (n_params,)
+    offset : Tensor of shape (n_params,), optional
+    rounding : Tensor of shape (n_params,), optional
+        Distance from `offset` within which an entry is taken to be equal to it. The row that has a coordinate's minimum
+        would otherwise get rounding error for a feature, and a power of 1/2 would make 3e-4 of 1e-7.
+    """
+
+    divisor: Tensor
+    offset: Tensor | None = None
+    rounding: Tensor | None = None
+
+    def __call__(self, gradients: Tensor) -> Tensor:
+        """Scale `gradients` of shape (..., n_params) in place and return them."""
+        if self.offset is None:
+            return gradients.div_(self.divisor)
+        zeros = gradients == 0
+        gradients.sub_(self.offset)
+        zeros.logical_or_(gradients.abs() <= self.rounding)
+        return gradients.div_(self.divisor).masked_fill_(zeros, 0)
+
+
+class ScaleStatistics:
+    """Statistics of selected gradients that add up over batches.
+
+    Parameters
+    ----------
+    scale : {"minmax", "maxabs", "rms", "layer"}
+        "minmax": by the range of each coordinate, zeros included. "maxabs": by the largest magnitude of each
+        coordinate. "rms": by the root mean square of a coordinate's non-zero entries. "layer": the same, over a block.
+    blocks : sequence of Block
+    """
+
+    def __init__(self, scale: str, blocks: Sequence[Block]) -> None:
+        self.scale, self.blocks = scale, tuple(blocks)
+        self._minimum = self._maximum = self._squares = self._counts = None
+
+    def of(self, batch) -> "ScaleStatistics":
+        """Return the statistics of one batch, a GradientArray, over all of its labels."""
+        gradients = batch.view().flatten(0, 1)  # (n · n_labels, n_params)
+        found = ScaleStatistics(self.scale, self.blocks)
+        if self.scale in ("minmax", "maxabs"):
+            found._minimum, found._maximum = gradients.aminmax(dim=0)
+        else:
+            # In float64, so that the size of the batches does not show.
+            found._squares = gradients.square().sum(0, dtype=torch.float64)
+            found._counts = gradients.count_nonzero(0)
+        return found
+
+    def merge(self, other: "ScaleStatistics") -> "ScaleStatistics":
+        """Take in what `other` has seen."""
+        combine = {"_minimum": torch.minimum, "_maximum": torch.maximum, "_squares": torch.add, "_counts": torch.add}
+        for name, operation in combine.items():
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if theirs is not None:
+                setattr(self, name, theirs if mine is None else operation(mine, theirs))
+        return self
+
+    def scaler(self, dtype: torch.dtype) -> Scaler:
+        """Return the scaler of everything seen. A range or a scale of zero divides by one."""
+        offset = rounding = None
+        if self.scale == "minmax":
+            offset, divisor = self._minimum, self._maximum - self._minimum
+            rounding = 32 * torch.finfo(dtype).eps * torch.maximum(self._minimum.abs(), self._maximum.abs())
+        elif self.scale == "maxabs":
+            divisor = torch.maximum(self._minimum.abs(), self._maximum.abs())
+        else:
+            squares, counts = self._squares.clone(), self._counts.clone()
+            if self.scale == "layer":
+                for block in self.blocks:
+                    squares[block.slice] = squares[block.slice].sum()
+                    counts[block.slice] = counts[block.slice].sum()
+            divisor = (squares / counts.clamp(min=1)).sqrt().to(dtype)
+        return Scaler(torch.where(divisor > 0, divisor, 1), offset, rounding)

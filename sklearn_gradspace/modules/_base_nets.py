@@ -1,0 +1,71 @@
+"""The base nets that are trained where the user brings none."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Sequential):
+    """Fully connected ReLU net from samples of any shape to logits.
+
+    Parameters
+    ----------
+    n_features : int
+        Number of entries of a sample.
+    n_classes : int
+        Number of outputs.
+    hidden_layer_sizes : sequence of int
+        Widths of the hidden layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> MLP(8, 3, hidden_layer_sizes=(5,))(torch.zeros(2, 2, 4)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, n_features: int, n_classes: int, hidden_layer_sizes: Sequence[int] = (32,)) -> None:
+        widths = [n_features, *hidden_layer_sizes]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for n_in, n_out in zip(widths[:-1], widths[1:]):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(widths[-1], n_classes))
+
+
+class GradNetCNN(nn.Sequential):
+    """The GradNet authors' base net for images: two 5x5 convolutions of 64 channels and a linear layer.
+
+    Parameters
+    ----------
+    image_shape : tuple of int
+        (channels, height, width).
+    n_classes : int
+        Number of outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> GradNetCNN((3, 24, 24), 10)(torch.zeros(2, 3, 24, 24)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int] = (3, 24, 24), n_classes: int = 10) -> None:
+        channels, *sizes = image_shape
+        # A 5x5 kernel with padding 1 takes two rows off, and each pooling halves, rounding up.
+        n_positions = 1
+        for size in sizes:
+            n_positions *= -(-(-(-(size - 2) // 2)) // 2)
+        super().__init__(
+            nn.Conv2d(channels, 64, 5, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(64, 64, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Flatten(),
+            nn.Linear(64 * n_positions, n_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (n, n_classes) for images of shape (n, channels, height, width)."""
+        return super().forward(images)
