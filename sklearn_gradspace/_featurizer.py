@@ -26,7 +26,7 @@ _AUTO_BYTES = 2**26  # gradients that batch_size="auto" computes at a time
 def _output_is_dense(featurizer: "GradientFeaturizer") -> bool:
     if featurizer.output != "dense":
         raise AttributeError(
-            f"set_output needs GradientFeaturizer(output='dense'): a data frame cannot hold output={featurizer.output!r}."
+            f"set_output needs GradientFeaturizer(output='dense'): data frames do not hold output={featurizer.output!r}."
         )
     return True
 
@@ -43,8 +43,8 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         The base net. A trained one is shared: never copied, changed or trained. A callable ``net(X, y)`` returns a
         trained one in each `fit`. None trains a small MLP in `fit`.
     percentile : float in (0, 100], default=15
-        Percentage of a layer's entries, those of largest magnitude, that stay for a sample and label; the others become
-        0. At 100 all stay.
+        Percentage of a layer's entries, those of largest magnitude, that stay for a sample and label; the others
+        become 0. At 100 all stay.
     scale : {"minmax", "maxabs", "rms", "layer"} or None, default="minmax"
         How selected entries are scaled, by statistics over all rows and labels of `fit`. "minmax": by a coordinate's
         minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are not
@@ -252,7 +252,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         if not isinstance(self.percentile, Real) or not 0 < self.percentile <= 100:
-            raise ValueError(f"percentile={self.percentile!r} is not in (0, 100]: it is the percentage of entries kept.")
+            raise ValueError(
+                f"percentile={self.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
+            )
         if self.scale not in SCALES:
             raise ValueError(f"scale={self.scale!r} is none of {', '.join(map(repr, SCALES))}.")
         if self.power is not None and not (isinstance(self.power, Real) and self.power > 0):
@@ -275,8 +277,8 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         unknown = np.setdiff1d(labels, known) if known is not None else labels[n_labels:]
         if len(unknown):
             raise ValueError(
-                f"y holds labels unknown to the base net: {unknown[:10].tolist()}. It has {n_labels} outputs, so it knows "
-                f"{n_labels} labels."
+                f"y holds labels unknown to the base net: {unknown[:10].tolist()}. It has {n_labels} outputs, so it "
+                f"knows {n_labels} labels."
             )
 
     def _batch_size(self, engine: GradientEngine) -> int:

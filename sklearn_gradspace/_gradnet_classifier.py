@@ -1,6 +1,6 @@
 """GradNetClassifier: the quadratic separator on gradient space, as a skorch estimator.
 
-Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves. METHOD, section 1.
+Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves.
 """
 
 from numbers import Integral
@@ -16,6 +16,8 @@ from .gradients import GradientArray
 from .modules import GradNet
 from .modules._gradnet import ACTIVATIONS
 
+_AUTO_LR = 0.05
+
 
 class GradNetClassifier(NetClassifier):
     """Two-layer net with a block structure on gradient features.
@@ -28,8 +30,8 @@ class GradNetClassifier(NetClassifier):
     hidden_sizes : int or sequence of int, default=32
         Hidden units of each group of the structure.
     structure : {"layer", "adjacent", "full"} or list of lists of str, default="layer"
-        Which layers' gradients a hidden unit sees: one layer's, those of two consecutive layers, or all; or the names of
-        each group's layers.
+        Which layers' gradients a hidden unit sees: one layer's, those of two consecutive layers, or all; or the names
+        of each group's layers.
     activation : {"relu", "square", "tanh", "identity"} or callable, default="relu"
         "square" makes the separator literally quadratic.
     regularization : float, default=0.0
@@ -42,7 +44,10 @@ class GradNetClassifier(NetClassifier):
         Sizes of the layers' gradients within a candidate label. A lazy array tells them; for plain arrays it is one.
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes in the loss.
-    module, criterion, optimizer, lr, max_epochs, batch_size, dataset, train_split, verbose
+    lr : float or "auto", default="auto"
+        Learning rate. "auto" is 0.05 / √m for a layer of m inputs, which suits Adam: a step then changes what enters a
+        unit by about the same amount in every layer.
+    module, criterion, optimizer, max_epochs, batch_size, dataset, train_split, verbose
         As in skorch.
     random_state : int, RandomState or None, default=None
         Seed of initialization, order of the rows, random views and dropout.
@@ -98,7 +103,7 @@ class GradNetClassifier(NetClassifier):
         module=GradNet,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
-        lr=0.01,
+        lr="auto",
         max_epochs=30,
         batch_size=32,
         dataset=RowDataset,
@@ -187,6 +192,34 @@ class GradNetClassifier(NetClassifier):
             "dropout": self.dropout,
         }
 
+    def get_params_for_optimizer(self, prefix, named_parameters):
+        """Return the arguments of the optimizer, with a learning rate for each layer where `lr` is "auto".
+
+        Parameters
+        ----------
+        prefix : str
+            Name of the optimizer.
+        named_parameters : iterable of (str, Parameter)
+            What it optimizes.
+
+        Returns
+        -------
+        args : tuple
+            The parameter groups.
+        kwargs : dict
+            All other arguments.
+        """
+        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        if kwargs["lr"] == "auto":
+            fan_ins = {p: layer.in_features for layer in self.module_.modules() for p in _linear_parameters(layer)}
+            groups = [
+                {**group, "params": [p], "lr": group.get("lr", _AUTO_LR / fan_ins.get(p, 1) ** 0.5)}
+                for group in args[0]
+                for p in group["params"]
+            ]
+            args, kwargs = (groups,), {name: value for name, value in kwargs.items() if name != "lr"}
+        return args, kwargs
+
     def infer(self, x, **fit_params):
         """Apply the module: to one random view of each row in training, else to all views, whose outputs are summed.
 
@@ -250,3 +283,7 @@ class GradNetClassifier(NetClassifier):
         # The net is trained on single views: the mean over views, not their sum, is a logit of the trained size.
         nonlinearity = super()._get_predict_nonlinearity()
         return lambda logits: nonlinearity(logits / self.n_labels_)
+
+
+def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    return list(layer.parameters()) if isinstance(layer, nn.Linear) else []

@@ -6,6 +6,7 @@ base of the package's own. Each override says which habit of skorch it mends.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +30,18 @@ class SklearnNetMixin:
     # fitted net's alone. skorch registers components only while `initialized_` is missing: so they are registered here.
     history_ = None
     initialized_ = False
-    virtual_params_: Mapping = {}
-    prefixes_ = ["iterator_train", "iterator_valid", "callbacks", "dataset", "compile", "module", "criterion", "optimizer"]
-    cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]
+    virtual_params_: ClassVar[dict] = {}
+    prefixes_: ClassVar[list[str]] = [
+        "iterator_train",
+        "iterator_valid",
+        "callbacks",
+        "dataset",
+        "compile",
+        "module",
+        "criterion",
+        "optimizer",
+    ]
+    cuda_dependent_attributes_: ClassVar[list[str]] = ["module_", "criterion_", "optimizer_"]
     _modules, _criteria, _optimizers = ["module"], ["criterion"], ["optimizer"]
 
     def _drop_fitted_attributes(self) -> None:
@@ -321,7 +331,9 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
         check_classification_targets(y)
         n_rows = get_len(X) if isinstance(X, Mapping) else X.shape[0]
         if len(y) != n_rows:
-            raise ValueError(f"Found input variables with inconsistent numbers of samples: X has {n_rows}, y has {len(y)}.")
+            raise ValueError(
+                f"Found input variables with inconsistent numbers of samples: X has {n_rows}, y has {len(y)}."
+            )
         if reset:
             known = classes if classes is not None else self.classes
             self._labels = np.unique(y if known is None else known)

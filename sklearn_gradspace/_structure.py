@@ -4,6 +4,7 @@ Blocks and the parameter `structure` enter; groups of columns leave. METHOD, sec
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from .gradients import Block
 
@@ -26,7 +27,7 @@ def group_columns(blocks: Sequence[Block], structure: str | Sequence[Sequence[st
     if isinstance(structure, str):
         groupings = {
             "layer": [[name] for name in names],
-            "adjacent": [list(pair) for pair in zip(names, names[1:])] or [names],
+            "adjacent": [list(pair) for pair in pairwise(names)] or [names],
             "full": [names],
         }
         if structure not in groupings:

@@ -1,6 +1,6 @@
 """The lazy array: a table of gradient features whose rows are computed when they are asked for.
 
-Data and a map to features enter; the array passes through scikit-learn and skorch as a matrix of shape (n, K · P) would.
+Data and a map to features enter; the array passes through scikit-learn and skorch as an (n, K · P) matrix would.
 """
 
 from collections.abc import Iterator

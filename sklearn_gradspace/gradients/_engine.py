@@ -129,7 +129,15 @@ class GradientEngine:
                     f"layer {name!r} mixes the rows of a batch: {type(layer).__name__} without running statistics. "
                     "Train it with track_running_stats=True."
                 )
-        logits = self.logits(X)
+        try:
+            logits = self.logits(X)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a user's forward may raise
+            raise ValueError(
+                f"net cannot compute samples of shape {X.shape[1:]} in {self.dtype} on {self.device}: "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            ) from error
         difference = (self.logits(X[:1]) - logits[:1]).abs().max()
         if difference > 1e3 * torch.finfo(self.dtype).eps * logits.abs().max():
             raise ValueError(
@@ -142,7 +150,7 @@ class GradientEngine:
 
 def _cross_entropy_cotangents(logits: Tensor, labels: Tensor | None) -> Tensor:
     """Return d CE / d logits = p - e_c, of shape (n, 1, n_labels), or (n, n_labels, n_labels) for all labels c."""
-    n, n_labels = logits.shape
+    n_labels = logits.shape[1]
     probabilities = logits.softmax(1)
     # 1 - p_c as the sum of the others: where the net is sure of c, the difference would be rounding error.
     others = probabilities @ (1 - torch.eye(n_labels, dtype=logits.dtype, device=logits.device))
@@ -159,8 +167,8 @@ def _checked(logits: object, n: int) -> Tensor:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
         raise ValueError(
-            f"net must return logits of shape (n_samples, n_classes), at least two classes; for {n} samples it returned "
-            f"{shape}. Wrap it in a module whose forward returns the logits (two columns for two classes)."
+            f"net must return logits of shape (n_samples, n_classes), at least two classes; for {n} samples it "
+            f"returned {shape}. Wrap it in a module whose forward returns logits, two columns for two classes."
         )
     finite = torch.isfinite(logits).all(1)
     if not finite.all():

@@ -29,7 +29,7 @@ def linear(layer: nn.Linear, name: str, inputs: Tensor, cotangents: Tensor) -> T
 
 
 def convolution(layer: nn.Conv2d, name: str, inputs: Tensor, cotangents: Tensor) -> Tensor:
-    """Return ``sum over positions q of delta_q u_q^T``, u_q the window of the padded input at q (any rank of kernel)."""
+    """Return ``sum over positions q of delta_q u_q^T``, u_q the window of the padded input at q; 1-, 2- and 3-d."""
     if name == "bias":
         return cotangents.flatten(3).sum(3)
     n, k = cotangents.shape[:2]

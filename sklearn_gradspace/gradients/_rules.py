@@ -68,9 +68,7 @@ def unused(forward: ForwardPass, names: Sequence[str]) -> Gradients:
     return {name: p.new_zeros(*shape, *p.shape) for name, p in parameters.items()}
 
 
-RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (closed_form, layer_transform, net_transform, loop, unused)
-}
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in (closed_form, layer_transform, net_transform, loop, unused)}
 
 
 def choose_rules(forward: ForwardPass, names: Sequence[str]) -> tuple[ParameterRule, ...]:

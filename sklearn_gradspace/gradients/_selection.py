@@ -29,9 +29,10 @@ def select_largest(gradients: Tensor, blocks: Sequence[Block], percentile: float
 
     Notes
     -----
-    With N entries the percentile lies between the order statistics ``lo`` and ``lo + 1``, ``lo = floor((N - 1)(100 - q) /
-    100)``, and no entry lies strictly between the two, whatever the interpolation. So "strictly above the percentile"
-    is "strictly above the order statistic ``lo``", and ties with it all go. Cost: one partition of each block.
+    With N entries the percentile lies between the order statistics ``lo`` and ``lo + 1``,
+    ``lo = floor((N - 1) (100 - q) / 100)``, and no entry lies strictly between the two, whatever the interpolation. So
+    "strictly above the percentile" is "strictly above the order statistic ``lo``", and ties with it all go. Cost: one
+    partition of each block.
     """
     if percentile == 100:
         return gradients

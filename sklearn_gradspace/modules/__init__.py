@@ -1,6 +1,6 @@
 """The nets of the package, as plain torch modules."""
 
-from ._gradnet import GradNet
 from ._base_nets import MLP, GradNetCNN
+from ._gradnet import GradNet
 
 __all__ = ["MLP", "GradNet", "GradNetCNN"]

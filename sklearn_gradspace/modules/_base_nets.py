@@ -1,8 +1,10 @@
 """The base nets that are trained where the user brings none."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 
 class MLP(nn.Sequential):
@@ -27,7 +29,7 @@ class MLP(nn.Sequential):
     def __init__(self, n_features: int, n_classes: int, hidden_layer_sizes: Sequence[int] = (32,)) -> None:
         widths = [n_features, *hidden_layer_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
-        for n_in, n_out in zip(widths[:-1], widths[1:]):
+        for n_in, n_out in pairwise(widths):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         super().__init__(*layers, nn.Linear(widths[-1], n_classes))
 
@@ -50,22 +52,15 @@ class GradNetCNN(nn.Sequential):
     """
 
     def __init__(self, image_shape: tuple[int, int, int] = (3, 24, 24), n_classes: int = 10) -> None:
-        channels, *sizes = image_shape
-        # A 5x5 kernel with padding 1 takes two rows off, and each pooling halves, rounding up.
-        n_positions = 1
-        for size in sizes:
-            n_positions *= -(-(-(-(size - 2) // 2)) // 2)
-        super().__init__(
-            nn.Conv2d(channels, 64, 5, padding=1),
+        convolutions = nn.Sequential(
+            nn.Conv2d(image_shape[0], 64, 5, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2, ceil_mode=True),
             nn.Conv2d(64, 64, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2, ceil_mode=True),
             nn.Flatten(),
-            nn.Linear(64 * n_positions, n_classes),
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits of shape (n, n_classes) for images of shape (n, channels, height, width)."""
-        return super().forward(images)
+        with torch.no_grad():
+            n_features = convolutions(torch.zeros(1, *image_shape)).shape[1]
+        super().__init__(*convolutions, nn.Linear(n_features, n_classes))

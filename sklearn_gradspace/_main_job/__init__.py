@@ -1,0 +1,1 @@
+"""The main job, ``python -m sklearn_gradspace``: a base net, its controls and GradNet, compared on real data."""

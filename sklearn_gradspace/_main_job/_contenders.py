@@ -1,0 +1,43 @@
+"""The contenders of the main job: what is fitted to the second half of the data, and the settings each may choose from.
+
+A trained base net enters; for each contender an estimator and a grid of settings leave.
+"""
+
+import copy
+from functools import partial
+
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from .._activations import PenultimateActivations
+from .._featurizer import GradientFeaturizer
+from .._gradnet_classifier import GradNetClassifier
+from .._skorch_sklearn import NetClassifier
+
+BASE = "base net"
+GRADNET = "GradNet on gradients"
+FINE_TUNED = "base fine-tuned"
+LAST_LAYER = "last layer retrained"
+ON_ACTIVATIONS = "GradNet on penultimate activations"
+CONTENDERS = (GRADNET, ON_ACTIVATIONS, FINE_TUNED, LAST_LAYER)
+
+
+def contender(name: str, net: nn.Module, seed: int, device: str | None) -> tuple[BaseEstimator, dict[str, list]]:
+    """Return the estimator called `name` on the trained base net `net`, and six settings of it to choose from."""
+    device = device or "cpu"
+    if name == FINE_TUNED:
+        tuner = NetClassifier(partial(copy.deepcopy, net), device=device, random_state=seed)
+        return tuner, {"lr": [3e-4, 1e-3, 3e-3], "max_epochs": [10, 30]}
+    if name == LAST_LAYER:
+        regression = make_pipeline(PenultimateActivations(net), StandardScaler(), LogisticRegression(max_iter=5000))
+        return regression, {"logisticregression__C": [1e-3, 1e-2, 1e-1, 1, 10, 100]}
+    gradnet = GradNetClassifier(device=device, random_state=seed)
+    regularization = {"gradnetclassifier__regularization": [0, 1e-5, 1e-4]}
+    if name == ON_ACTIVATIONS:
+        pipeline = make_pipeline(PenultimateActivations(net), StandardScaler(), gradnet)
+        return pipeline, regularization | {"gradnetclassifier__max_epochs": [30, 100]}
+    pipeline = make_pipeline(GradientFeaturizer(net, device=device), gradnet)
+    return pipeline, regularization | {"gradientfeaturizer__percentile": [15, 30]}

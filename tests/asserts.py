@@ -1,0 +1,75 @@
+"""Laws, as functions and contexts that assert them."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def as_array(values):
+    """Return a tensor of any device, or an array, as an ndarray."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def assert_close(actual, expected, relative=1e-10):
+    """Assert equality up to `relative` times the largest entry of `expected`."""
+    actual, expected = as_array(actual), as_array(expected)
+    assert actual.shape == expected.shape
+    error = np.abs(actual.astype(float) - expected).max()
+    assert error <= relative * np.abs(expected).max(), f"off by {error:.2g} of {np.abs(expected).max():.2g}"
+
+
+def assert_sums_to_zero(gradients, probabilities):
+    """Assert ``sum_c p_c g_c = 0`` for gradients of shape (n, n_labels, n_params)."""
+    gradients = as_array(gradients)
+    total = np.einsum("nk,nkp->np", as_array(probabilities), gradients)
+    assert np.abs(total).max() <= 1e-12 * np.abs(gradients).max()
+
+
+def assert_rank_below_labels(gradients):
+    """Assert that the gradients of a sample, one a label, have rank n_labels - 1 at most."""
+    singular = np.linalg.svd(as_array(gradients), compute_uv=False)
+    if singular.shape[1] == as_array(gradients).shape[1]:
+        assert (singular[:, -1] <= 1e-12 * singular[:, 0]).all()
+
+
+def assert_same_in_any_batch(function, X, sizes=(1, 2)):
+    """Assert that rows give the same in batches of any size as all at once."""
+    whole = function(X)
+    for size in sizes:
+        parts = [as_array(function(X[start : start + size])) for start in range(0, len(X), size)]
+        assert_close(np.concatenate(parts), whole)
+
+
+@contextmanager
+def untouched(net):
+    """Assert that what happens inside leaves `net` as it was, to the bit."""
+    before = _snapshot(net)
+    yield
+    after = _snapshot(net)
+    for what in before:
+        assert before[what] == after[what], f"{what} of the net changed"
+
+
+def _snapshot(net):
+    tensors = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers(remove_duplicate=False))}
+    hooks = [name for name in vars(net) if name.endswith("hooks")]
+    return {
+        "names": list(tensors),
+        "values": [as_array(t).tobytes() for t in tensors.values()],
+        "memory": [(id(t), t.data_ptr(), t._version, t.stride()) for t in tensors.values()],
+        "requires_grad": [t.requires_grad for t in tensors.values()],
+        "grad": [None if t.grad is None else (id(t.grad), as_array(t.grad).tobytes()) for t in tensors.values()],
+        "mode": [module.training for module in net.modules()],
+        "hooks": [[list(vars(module)[name].items()) for name in hooks] for module in net.modules()],
+        "attributes": [sorted(vars(module)) for module in net.modules()],
+    }
+
+
+@contextmanager
+def random_state_untouched():
+    """Assert that what happens inside draws nothing from the global generators of torch and NumPy."""
+    before, numpy_before = torch.get_rng_state().tolist(), np.random.get_state()
+    yield
+    assert torch.get_rng_state().tolist() == before
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy_before))

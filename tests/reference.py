@@ -1,0 +1,68 @@
+"""The slow truth: gradients by a loop over samples and labels, the stages of features by NumPy as the method states them."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def gradients(net, X):
+    """Return d CE(net(x), c) / d w of shape (n, n_labels, n_params), of all trainable parameters of `net`."""
+    net = net.eval()
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    samples = []
+    for row in X:
+        n_labels = net(torch.tensor(row).unsqueeze(0)).shape[1]
+        samples.append([_gradient(net, parameters, row, label) for label in range(n_labels)])
+    return np.array(samples)
+
+
+def _gradient(net, parameters, row, label):
+    loss = F.cross_entropy(net(torch.tensor(row).unsqueeze(0)), torch.tensor([label]))
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+    return np.concatenate([g.numpy().ravel() for g in found])
+
+
+def probabilities(net, X):
+    """Return the predicted probabilities of shape (n, n_labels)."""
+    with torch.no_grad():
+        return np.array([net.eval()(torch.tensor(row).unsqueeze(0))[0].softmax(0).numpy() for row in X])
+
+
+def select(gradients, sizes, percentile):
+    """Keep, in each block of a gradient, what is strictly above its (100 - percentile)-th percentile of magnitude."""
+    selected = np.zeros_like(gradients)
+    if percentile == 100:
+        return gradients.copy()
+    ends = np.cumsum(sizes)
+    for index in np.ndindex(gradients.shape[:-1]):
+        for start, end in zip(ends - sizes, ends):
+            block = gradients[index][start:end]
+            kept = np.abs(block) > np.percentile(np.abs(block), 100 - percentile)
+            selected[index][start:end] = np.where(kept, block, 0)
+    return selected
+
+
+def scale(train, new, how, sizes):
+    """Scale `new` by the statistics of `train`, both of shape (..., n_params)."""
+    train = train.reshape(-1, train.shape[-1])
+    offset = np.zeros(train.shape[1])
+    if how == "minmax":
+        offset = train.min(0)
+        divisor = train.max(0) - offset
+    elif how == "maxabs":
+        divisor = np.abs(train).max(0)
+    else:
+        ends = np.cumsum(sizes)
+        blocks = [slice(e - s, e) for s, e in zip(sizes, ends)] if how == "layer" else range(train.shape[1])
+        divisor = np.zeros(train.shape[1])
+        for block in blocks:
+            nonzero = train[:, block][train[:, block] != 0]
+            divisor[block] = np.sqrt(np.mean(nonzero**2)) if len(nonzero) else 0
+    divisor = np.where(divisor == 0, 1, divisor)
+    return np.where(new == 0, 0, (new - offset) / divisor)
+
+
+def power_norm(features, power):
+    """Return sign(v) |v|^power."""
+    return np.sign(features) * np.abs(features) ** power
