@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         default="digits",
         metavar="NAME",
-        help="digits (comes with scikit-learn), mnist, cifar10, or a FILE.npz "
-        "that holds X and y, or X_train, y_train, X_test and y_test; samples are taken as they are, bytes divided by 255",
+        help="digits (comes with scikit-learn), mnist, cifar10, or a FILE.npz that holds X and y, or X_train, y_train, "
+        "X_test and y_test; samples are taken as they are, bytes divided by 255",
     )
     add(
         "--data-home",
@@ -110,7 +110,10 @@ def _job(options: argparse.Namespace) -> Job:
         make_net = partial(GradNetCNN, data.X.shape[1:], n_classes)
     else:
         make_net = partial(MLP, data.X[0].size, n_classes)
-    net = make_net()
+    try:
+        net = make_net()
+    except Exception as error:  # whatever a user's factory may raise
+        raise InputError(f"--net {options.net}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(net, nn.Module):
         raise InputError(f"--net {options.net}: it returned {type(net).__name__}, not a torch Module.")
     if options.weights:

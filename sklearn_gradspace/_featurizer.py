@@ -1,7 +1,7 @@
 """GradientFeaturizer: a trained net becomes a transformer, from samples to their gradient features.
 
 Samples of any rank that the net takes enter; a matrix of shape (n_samples, n_labels * n_params) leaves, lazy, dense or
-sparse. METHOD, section 1.
+sparse. Daróczy, Aleksziew and Benczúr, arXiv:1807.06630.
 """
 
 import copy
@@ -11,7 +11,6 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -21,14 +20,6 @@ from .gradients import SCALES, GradientArray, GradientEngine, GradientFeatures, 
 
 _OUTPUTS = ("lazy", "dense", "csr")
 _AUTO_BYTES = 2**26  # gradients that batch_size="auto" computes at a time
-
-
-def _output_is_dense(featurizer: "GradientFeaturizer") -> bool:
-    if featurizer.output != "dense":
-        raise AttributeError(
-            f"set_output needs GradientFeaturizer(output='dense'): data frames do not hold output={featurizer.output!r}."
-        )
-    return True
 
 
 class GradientFeaturizer(TransformerMixin, BaseEstimator):
@@ -47,8 +38,8 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         become 0. At 100 all stay.
     scale : {"minmax", "maxabs", "rms", "layer"} or None, default="minmax"
         How selected entries are scaled, by statistics over all rows and labels of `fit`. "minmax": by a coordinate's
-        minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are not
-        0. "layer": by that of the whole layer. Zeros stay 0.
+        minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are
+        not 0. "layer": by that of the whole layer. Zeros stay 0.
     power : float or None, default=0.5
         Exponent p of the power norm ``sign(v) |v|^p``, applied last.
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
@@ -194,7 +185,6 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             return array.tocsr(self.n_jobs, self.verbose)
         return array
 
-    @available_if(_output_is_dense)
     def set_output(self, *, transform=None):
         """Choose the container of dense output.
 
@@ -208,7 +198,14 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self : object
             The transformer.
         """
-        return super().set_output(transform=transform)
+        if self.output == "dense":
+            return super().set_output(transform=transform)
+        if transform not in (None, "default"):
+            raise ValueError(
+                f"set_output(transform={transform!r}) needs GradientFeaturizer(output='dense'): a data frame does not "
+                f"hold output={self.output!r}."
+            )
+        return self
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``.

@@ -19,6 +19,7 @@ from skorch import NeuralNetClassifier
 from skorch.dataset import get_len
 from skorch.utils import is_dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from ._rows import RowDataset, WeightedRows, whole_batch
 
@@ -153,7 +154,7 @@ class SklearnNetMixin:
             The iterator.
         """
         source = dataset
-        while isinstance(source, torch.utils.data.Subset):
+        while isinstance(source, Subset):
             source = source.dataset
         if not isinstance(source, RowDataset):
             return super().get_iterator(dataset, training)
@@ -161,7 +162,10 @@ class SklearnNetMixin:
         kwargs = {"batch_size": self.batch_size, "collate_fn": whole_batch} | self.get_params_for(prefix)
         if kwargs["batch_size"] == -1:
             kwargs["batch_size"] = len(dataset)
-        return getattr(self, prefix)(dataset, **kwargs)
+        iterator = getattr(self, prefix)
+        if iterator is DataLoader and not training:
+            kwargs.setdefault("generator", torch.Generator())  # else it draws a seed from the global one
+        return iterator(dataset, **kwargs)
 
     def infer(self, x, **fit_params):
         """Apply the module to a batch.

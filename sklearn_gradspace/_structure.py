@@ -1,6 +1,6 @@
 """The block structure of GradNet: which hidden units see which layers' gradients.
 
-Blocks and the parameter `structure` enter; groups of columns leave. METHOD, section 1.
+Blocks and the parameter `structure` enter; groups of columns leave.
 """
 
 from collections.abc import Sequence

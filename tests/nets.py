@@ -142,7 +142,7 @@ class Recurrent(nn.Module):
 
 
 class InputOverwritten(nn.Module):
-    """What a layer has read is written over, which autograd permits where the layer does not need it for its own input."""
+    """What a layer has read is written over; autograd permits it, for the layer's weight is frozen."""
 
     def __init__(self):
         super().__init__()

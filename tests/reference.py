@@ -1,4 +1,4 @@
-"""The slow truth: gradients by a loop over samples and labels, the stages of features by NumPy as the method states them."""
+"""The slow truth: gradients by a loop over samples and labels, and what becomes of them by NumPy."""
 
 import numpy as np
 import torch

@@ -134,9 +134,12 @@ class GradientEngine:
         except ValueError:
             raise
         except Exception as error:  # whatever a user's forward may raise
+            way_out = " Give it samples of the shape it was made for."
+            if self.dtype in (torch.float16, torch.bfloat16):
+                way_out = " Where the device lacks this precision, call net.float() or choose another device."
             raise ValueError(
                 f"net cannot compute samples of shape {X.shape[1:]} in {self.dtype} on {self.device}: "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+                f"{type(error).__name__}: {' '.join(str(error).split())}.{way_out}"
             ) from error
         difference = (self.logits(X[:1]) - logits[:1]).abs().max()
         if difference > 1e3 * torch.finfo(self.dtype).eps * logits.abs().max():

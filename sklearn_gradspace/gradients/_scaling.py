@@ -1,6 +1,6 @@
 """Scaling: statistics of training gradients, and the affine map per coordinate that they define.
 
-Selected gradients enter batch by batch; a `Scaler` leaves. METHOD: (g - min) / (max - min), zeros stay zero.
+Selected gradients enter batch by batch; a `Scaler` leaves. The GradNet authors' is (g - min) / (max - min); zeros stay.
 """
 
 from collections.abc import Sequence

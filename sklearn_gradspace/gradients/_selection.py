@@ -1,6 +1,6 @@
 """Selection: per sample and layer, only the entries of largest magnitude stay.
 
-Gradients enter and are written over. METHOD: strictly above the (100 - q)-th percentile.
+Gradients enter and are written over. The GradNet authors' rule: strictly above the (100 - q)-th percentile.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Copies and pickles of a net that share its tensors.
 
-A user's net enters; a structural copy in evaluation mode, or a picklable stand-in with NumPy arrays for weights, leaves.
+A user's net enters; a structural copy in evaluation mode, or a picklable stand-in with weights as arrays, leaves.
 The user's object itself is never switched to another mode, moved or written to.
 """
 

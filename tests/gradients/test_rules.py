@@ -8,8 +8,8 @@ from cases import BY_NAME, CASES
 from sklearn_gradspace.gradients import GradientEngine
 from sklearn_gradspace.gradients._rules import RULES, choose_rules
 
-CLOSED = ["linear", "linear on steps", "linear on a grid", "called twice", "one layer, two names", "relu in place",
-          "residual then relu in place", "branches", "frozen", "channels last", "conv1d", "conv2d", "conv2d same",
+CLOSED = ["linear", "linear on steps", "linear on a grid", "called twice", "one layer, two names",
+          "relu in place", "residual then relu in place", "branches", "frozen", "channels last", "conv1d", "conv2d", "conv2d same",
           "conv2d groups", "conv2d depthwise", "conv2d reflect", "conv2d circular", "conv3d", "avg pool ceil"]  # fmt: skip
 
 EXPECTED = {
@@ -66,7 +66,7 @@ def test_rules_say_why(name, device):
 
 
 @pytest.mark.parametrize("rule", ["net_transform", "loop"])
-@pytest.mark.parametrize("name", ["mlp of two layers", "conv2d groups", "batch norm 2d", "called twice", "tied weights"])
+@pytest.mark.parametrize("name", ["linear on steps", "conv2d groups", "batch norm 2d", "called twice", "tied weights"])
 def test_general_rules_equal_the_chosen(name, rule, device):
     case = BY_NAME[name]
     engine = GradientEngine(case.net(), case.X, "all", device)

@@ -1,0 +1,50 @@
+"""What cannot fit is refused before it is begun."""
+
+import builtins
+import os
+
+import pytest
+
+from sklearn_gradspace.gradients import _memory
+
+PAGES = ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES", "SC_PAGE_SIZE")
+counted = all(name in os.sysconf_names for name in PAGES)
+known = pytest.mark.skipif(not counted, reason="the system does not count its pages of memory")
+
+
+@known
+def test_available_is_at_most_what_is_there():
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < _memory.available_bytes() <= total
+
+
+def no_file(*args, **kwargs):
+    raise OSError("no such file")
+
+
+@known
+def test_systems_without_a_list_of_memory(monkeypatch):
+    monkeypatch.setattr(builtins, "open", no_file)
+    found = _memory.available_bytes()
+    monkeypatch.undo()
+    assert 0 < found <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_systems_that_do_not_tell(monkeypatch):
+    monkeypatch.setattr(builtins, "open", no_file)
+    monkeypatch.setattr(os, "sysconf", lambda name: (_ for _ in ()).throw(ValueError(name)))
+    found = _memory.available_bytes()
+    monkeypatch.undo()
+    assert found is None
+
+
+def test_more_than_is_free_is_refused(monkeypatch):
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 3 * 2**30)
+    _memory.require_memory(3 * 2**30, "a table")
+    with pytest.raises(MemoryError, match=r"^a table takes 4\.0 GiB and 3\.0 GiB are free.*output='lazy'"):
+        _memory.require_memory(4 * 2**30, "a table")
+
+
+def test_nothing_is_refused_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.setattr(_memory, "available_bytes", lambda: None)
+    _memory.require_memory(2**80, "a table")

@@ -1,0 +1,69 @@
+"""A pass over batches gives their results in order, by one job or more."""
+
+import numpy as np
+import pytest
+from cases import BY_NAME
+
+from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, over_batches
+
+NAMES = ["mlp of two layers", "conv2d twice", "layer norm", "borrowed weight", "lstm"]
+
+
+def make_array(name, device, batch_size=2, repeats=4):
+    case = BY_NAME[name]
+    engine = GradientEngine(case.net(), case.X, "all", device)
+    X = np.concatenate([case.X + 0.1 * i for i in range(repeats)])
+    return GradientArray(GradientFeatures(engine, 50, batch_size=batch_size), X)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_jobs_equal_one(name, device):
+    array = make_array(name, device)
+    np.testing.assert_array_equal(array.toarray(n_jobs=2), array.toarray(n_jobs=1), strict=True)
+    one, two = array.tocsr(n_jobs=1), array.tocsr(n_jobs=2)
+    assert (one != two).nnz == 0 and one.shape == two.shape
+
+
+@pytest.mark.parametrize("n_jobs", [None, 1, 2])
+@pytest.mark.parametrize("batch_size, n_batches", [(1, 20), (7, 3), (20, 1), (100, 1)])
+def test_batches_are_consecutive_and_results_in_order(n_jobs, batch_size, n_batches, device):
+    array = make_array("linear", device, batch_size)
+    parts = list(over_batches(lambda batch: batch.X, array, n_jobs))
+    assert len(parts) == n_batches
+    np.testing.assert_array_equal(np.concatenate(parts), array.X)
+
+
+def test_one_job_computes_when_it_is_asked(device):
+    seen = []
+    results = over_batches(lambda batch: seen.append(len(batch)), make_array("linear", device, 5), 1)
+    assert seen == []
+    next(results)
+    assert seen == [5]
+
+
+def test_threads_have_engines_of_their_own_on_the_same_net(device):
+    array = make_array("linear", device, 2)
+    found = list(over_batches(lambda batch: batch.features.engine, array, 2))
+    assert len({id(engine) for engine in found}) == len(found)
+    assert all(engine.net is array.features.engine.net for engine in found)
+    assert all(engine is not array.features.engine for engine in found)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_errors_arrive(n_jobs, device):
+    array = make_array("linear", device)
+    array.X[7, 0] = np.nan
+    with pytest.raises(ValueError, match=r"rows \[1\] of the batch"):
+        array.toarray(n_jobs=n_jobs)
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_the_bar_shows_only_if_asked(verbose, device, capfd):
+    list(over_batches(len, make_array("linear", device, 5), 1, verbose, what="counting"))
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert ("counting: 100%" in shown.err and "4/4" in shown.err) if verbose else shown.err == ""
+
+
+def test_no_rows_no_batches(device):
+    assert list(over_batches(len, make_array("linear", device)[:0])) == []

@@ -1,0 +1,205 @@
+"""Bad input: a clear error that names the argument, the layer or the rows, and says what to do."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace.gradients import Block, GradientArray
+from sklearn_gradspace.gradients import _memory as memory
+from sklearn_gradspace.modules import MLP
+
+X = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
+y = np.arange(12) % 3
+
+
+class Returns(nn.Module):
+    """A net that returns what a function makes of its logits."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+
+def frozen():
+    return MLP(6, 3).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Returns(lambda z: z[:, 0]), r"logits of shape \(n_samples, n_classes\).*returned \(4,\)"),
+        (Returns(lambda z: z[:, :1]), r"returned \(4, 1\)"),
+        (Returns(lambda z: (z, z)), "returned tuple"),
+        (Returns(lambda z: z[:2]), r"for 4 samples it returned \(2, 3\)"),
+        (Returns(lambda z: z / 0), r"NaN or infinity for rows \[0, 1, 2, 3\]"),
+        (Returns(lambda z: z - z.mean(0)), "mixes the rows of a batch"),
+        (Returns(lambda z: z + torch.rand(())), r"random|mixes"),
+        (nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)), "layer '1' mixes the rows"),
+        (MLP(7, 3), r"cannot compute samples of shape \(6,\)"),
+        (nn.Flatten(), "net has no parameters"),
+        (frozen(), "all parameters of net are frozen"),
+    ],
+)
+def test_nets(net, message):
+    with pytest.raises(ValueError, match=message):
+        GradientFeaturizer(net).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"percentile": 0}, ValueError, r"percentile=0 is not in \(0, 100\]"),
+        ({"percentile": 100.5}, ValueError, r"percentile=100.5"),
+        ({"percentile": "15"}, ValueError, r"percentile='15'"),
+        ({"percentile": float("nan")}, ValueError, r"percentile=nan"),
+        ({"scale": "standard"}, ValueError, r"scale='standard' is none of"),
+        ({"power": -1}, ValueError, r"power=-1"),
+        ({"output": "numpy"}, ValueError, r"output='numpy' is none of lazy, dense, csr"),
+        ({"batch_size": 0}, ValueError, r"batch_size=0"),
+        ({"device": "nowhere"}, ValueError, r"device='nowhere' cannot be used"),
+        ({"layers": "conv*"}, ValueError, r"no trainable parameter matches 'conv\*'. Trainable are 1.weight"),
+        ({"net": "resnet18"}, TypeError, r"net must be a torch Module"),
+        ({"net": lambda X, y: None}, TypeError, r"must return a torch Module"),
+    ],
+)
+def test_parameters(parameters, error, message):
+    with pytest.raises(error, match=message):
+        GradientFeaturizer(**({"net": MLP(6, 3)} | parameters)).fit(X, y)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match="device='cuda' cannot be used"):
+        GradientFeaturizer(MLP(6, 3), device="cuda").fit(X)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.where(X > 1, np.float32(np.nan), X), "NaN"),
+        (np.where(X > 1, np.float32(np.inf), X), "infinity"),
+        (X[:0], r"0 sample\(s\)"),
+        (X[0], "Expected 2D array"),
+        (X[:, :5], r"expecting 6 features"),
+        (X[:, :, None], r"samples of shape \(6, 1\); the net was fitted to \(6,\)"),
+        (X.astype(complex) + 1j, "Complex data not supported"),
+        (X.astype(str).astype(object) + "a", "could not convert string to float"),
+    ],
+)
+def test_samples(bad, message):
+    featurizer = GradientFeaturizer(MLP(6, 3)).fit(X)
+    with pytest.raises(ValueError, match=message):
+        featurizer.transform(bad)
+
+
+def test_labels_unknown_to_the_base_net():
+    classifier = NetClassifier(MLP, max_epochs=1).fit(X, np.array(["a", "b", "c"])[y])
+    with pytest.raises(ValueError, match=r"unknown to the base net: \['d'\]"):
+        GradientFeaturizer(classifier).fit(X, np.array(["a", "b", "d"])[y])
+    with pytest.raises(ValueError, match=r"unknown to the base net: \[3, 4, 5\]"):
+        GradientFeaturizer(MLP(6, 3)).fit(X, np.arange(12) % 6)
+
+
+def test_one_class_cannot_train_a_base_net():
+    with pytest.raises(ValueError, match="one class"):
+        GradientFeaturizer().fit(X, np.zeros(12, int))
+
+
+def test_a_net_that_is_to_be_trained_needs_labels():
+    with pytest.raises(ValueError, match="requires y to be passed, but the target y is None"):
+        GradientFeaturizer().fit(X)
+
+
+class NoHalf(nn.Module):
+    """Stands for a device without half precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        if x.dtype == torch.float16:
+            raise RuntimeError("\"addmm_impl\" not implemented for 'Half'")
+        return self.linear(x)
+
+
+def test_half_precision_that_the_device_lacks():
+    with pytest.raises(ValueError, match=r"in torch.float16 on cpu: .*not implemented for 'Half'.*net.float\(\)"):
+        GradientFeaturizer(NoHalf().half()).fit(X)
+
+
+def test_densifying_beyond_the_limit_names_size_and_way_out(monkeypatch):
+    lazy = GradientFeaturizer(MLP(6, 3)).fit_transform(X)
+    monkeypatch.setattr(GradientArray, "max_bytes", lazy.nbytes - 1)
+    with pytest.raises(MemoryError, match=r"GiB.*GradNetClassifier"):
+        np.asarray(lazy)
+    assert lazy.toarray().shape == lazy.shape
+
+
+@pytest.mark.parametrize("output", ["dense", "csr"])
+def test_densifying_beyond_the_memory_that_is_free(monkeypatch, output):
+    featurizer = GradientFeaturizer(MLP(6, 3), output=output).fit(X)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100)
+    with pytest.raises(MemoryError, match=r"GiB are free. Use output='lazy'"):
+        featurizer.transform(X)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"structure": "tree"}, "structure='tree' is none of layer, adjacent, full"),
+        ({"structure": [["conv9"]]}, r"structure names \['conv9'\]"),
+        ({"structure": [[]]}, "an empty group"),
+        ({"activation": "relu6"}, "activation='relu6' is none of relu"),
+        ({"hidden_sizes": 0}, "hidden_sizes=0 must be"),
+        ({"hidden_sizes": (4, 4)}, r"hidden_sizes=\(4, 4\) must be .* 1 groups"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"regularization": -1}, "regularization=-1"),
+        ({"n_labels": 5}, "n_labels=5 must be a positive integer that divides the 6 columns"),
+        ({"n_labels": 2, "blocks": [2, 2]}, "blocks add up to 4 features, but there are 3"),
+        ({"not_a_parameter": 1}, "not_a_parameter"),
+    ],
+)
+def test_gradnet_parameters(parameters, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        GradNetClassifier(**parameters).fit(X, y)
+
+
+def test_gradnet_knows_the_blocks_it_was_fitted_to():
+    lazy, other = (GradientFeaturizer(net).fit_transform(X) for net in (MLP(6, 3, (5,)), MLP(6, 5, (3,))))
+    classifier = GradNetClassifier(max_epochs=1).fit(lazy, y)
+    assert lazy.shape[1] != other.shape[1]
+    with pytest.raises(ValueError, match="features"):
+        classifier.predict(other)
+    with pytest.raises(ValueError, match="n_labels=2, but X is a lazy array of 3"):
+        GradNetClassifier(n_labels=2).fit(lazy, y)
+    same_width = GradientFeaturizer(MLP(6, 3, (5,)), layers=["3.weight", "1.weight"]).fit_transform(X)
+    assert same_width.blocks == lazy.blocks == classifier.blocks_
+    assert all(isinstance(block, Block) for block in classifier.blocks_)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [(np.zeros(12), "at least one non-zero"), (-np.ones(12), "[Nn]egative"), (np.ones(11), r"sample_weight")],
+)
+def test_sample_weights(weight, message):
+    with pytest.raises(ValueError, match=message):
+        GradNetClassifier().fit(X, y, sample_weight=weight)
+
+
+def test_a_class_that_partial_fit_was_not_told_of():
+    classifier = GradNetClassifier(max_epochs=1).partial_fit(X, y, classes=[0, 1, 2])
+    with pytest.raises(ValueError, match=r"does not know: \[3\].*partial_fit\(classes=\.\.\.\)"):
+        classifier.partial_fit(X, y + 1)
+
+
+def test_initializing_before_any_data():
+    with pytest.raises(Exception, match="sizes of its module from data: call fit") as error:
+        GradNetClassifier().initialize()
+    assert "NotFitted" in type(error.value).__name__

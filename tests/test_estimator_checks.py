@@ -1,0 +1,21 @@
+"""scikit-learn's own checks, every one of them, on every public estimator in all of its outputs."""
+
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+
+
+@parametrize_with_checks(
+    [
+        GradientFeaturizer(),
+        GradientFeaturizer(output="dense"),
+        GradientFeaturizer(output="csr"),
+        GradientFeaturizer(percentile=100, scale=None, power=None, layers="all"),
+        GradientFeaturizer(scale="rms", n_jobs=2),
+        GradientFeaturizer(scale="layer", batch_size=3),
+        GradNetClassifier(),
+        GradNetClassifier(activation="square", structure="full", regularization=1e-4, dropout=0.1),
+    ]
+)
+def test_check(estimator, check):
+    check(estimator)

@@ -1,0 +1,187 @@
+"""GradientFeaturizer: its numbers, its representations, the kinds of nets, and what it leaves alone."""
+
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+import torch
+from asserts import assert_close, random_state_untouched, untouched
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from torch import nn
+
+from sklearn_gradspace import GradientFeaturizer
+from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace.gradients import GradientArray
+from sklearn_gradspace.modules import MLP
+
+N_LABELS, SIZES = 3, (6 * 5, 5 * 3)
+
+
+def make_net(dtype=torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MLP(6, N_LABELS, (5,)).to(dtype)
+
+
+@pytest.fixture
+def net():
+    return make_net()
+
+
+@pytest.fixture
+def X():
+    return np.random.default_rng(0).normal(size=(12, 6))
+
+
+@pytest.mark.parametrize("percentile", [15, 40, 100])
+@pytest.mark.parametrize("scale", ["minmax", "maxabs", "rms", "layer", None])
+@pytest.mark.parametrize("power", [0.5, None, 2])
+def test_features_equal_the_reference(net, X, percentile, scale, power):
+    train, new = X[:8], X[8:]
+    featurizer = GradientFeaturizer(net, percentile=percentile, scale=scale, power=power, output="dense", batch_size=3)
+    features = featurizer.fit(train).transform(new)
+    weights = np.r_[0 : SIZES[0], SIZES[0] + 5 : SIZES[0] + 5 + SIZES[1]]  # all but the two biases
+    selected = [reference.select(reference.gradients(net, x)[..., weights], SIZES, percentile) for x in (train, new)]
+    expected = selected[1] if scale is None else reference.scale(*selected, scale, SIZES)
+    expected = expected if power is None else reference.power_norm(expected, power)
+    assert_close(features, expected.reshape(4, -1), 1e-7 if power == 0.5 else 1e-10)
+
+
+def test_representations_hold_the_same_numbers(net, X):
+    lazy = GradientFeaturizer(net).fit_transform(X)
+    dense = GradientFeaturizer(net, output="dense").fit_transform(X)
+    csr = GradientFeaturizer(net, output="csr").fit_transform(X)
+    assert isinstance(lazy, GradientArray) and isinstance(dense, np.ndarray) and sparse.issparse(csr)
+    assert lazy.shape == dense.shape == csr.shape == (12, N_LABELS * sum(SIZES))
+    np.testing.assert_array_equal(lazy.toarray(), dense)
+    np.testing.assert_array_equal(csr.toarray(), dense)
+    assert csr.nnz == np.count_nonzero(dense)
+
+
+def test_fit_transform_is_fit_then_transform(net, X):
+    featurizer = GradientFeaturizer(net, output="dense")
+    np.testing.assert_array_equal(featurizer.fit_transform(X), featurizer.fit(X).transform(X))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 5}, {"n_jobs": 2}, {"n_jobs": 2, "batch_size": 4}])
+def test_batches_and_jobs_do_not_show(net, X, options):
+    expected = GradientFeaturizer(net, output="dense").fit_transform(X)
+    assert_close(GradientFeaturizer(net, output="dense", **options).fit_transform(X), expected)
+
+
+def test_samples_of_any_rank():
+    images = np.random.default_rng(0).normal(size=(5, 2, 6, 6)).astype(np.float32)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+    featurizer = GradientFeaturizer(net).fit(images)
+    assert featurizer.sample_shape_ == (2, 6, 6)
+    assert featurizer.transform(torch.from_numpy(images)).shape == (5, 4 * (54 + 192))
+    with pytest.raises(ValueError, match=r"samples of shape \(2, 6, 5\).*fitted to \(2, 6, 6\)"):
+        featurizer.transform(images[..., :5])
+
+
+def test_every_kind_of_trained_net_gives_the_same(X):
+    y = np.arange(12) % N_LABELS
+    classifier = NetClassifier(MLP, max_epochs=1, random_state=0).fit(X, y)
+    kinds = [classifier.module_, classifier, FrozenEstimator(classifier), lambda X, y: classifier]
+    features = [GradientFeaturizer(kind, output="dense").fit_transform(X, y) for kind in kinds]
+    for other in features[1:]:
+        np.testing.assert_array_equal(other, features[0])
+
+
+def test_the_default_net_is_seeded_by_the_random_state(X):
+    y = np.arange(12) % N_LABELS
+    first, second = (GradientFeaturizer(random_state=0, output="dense").fit_transform(X, y) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, GradientFeaturizer(random_state=1, output="dense").fit_transform(X, y))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_of_the_users_is_changed(net, X, training):
+    net.train(training)
+    net[1].bias.requires_grad_(False)
+    net(torch.from_numpy(X)).sum().backward()
+    with untouched(net), random_state_untouched():
+        featurizer = clone(GradientFeaturizer(net, output="dense"))
+        featurizer.fit(X).transform(X)
+        joblib.hash(featurizer)
+        pickle.dumps(featurizer)
+    with random_state_untouched():
+        GradientFeaturizer(random_state=0).fit(X, np.arange(12) % 3)
+
+
+def test_clone_shares_a_trained_net_and_keeps_settings(net):
+    featurizer = GradientFeaturizer(net, percentile=30, output="dense").set_output(transform="pandas")
+    twin = clone(featurizer)
+    assert twin.net is net and twin.percentile == 30
+    assert twin._sklearn_output_config == featurizer._sklearn_output_config
+
+
+def test_a_clone_of_an_unfitted_skorch_net_is_refused_by_fit(X):
+    featurizer = GradientFeaturizer(NetClassifier(MLP))
+    with pytest.raises(NotFittedError, match=r"FrozenEstimator") as error:
+        clone(featurizer).fit(X)
+    assert ".module_" in str(error.value)
+
+
+def test_pickle_and_joblib_keep_the_numbers_and_the_one_net(net, X, tmp_path):
+    featurizer = GradientFeaturizer(net, output="dense").fit(X)
+    joblib.dump(featurizer, tmp_path / "featurizer.joblib")
+    for twin in (pickle.loads(pickle.dumps(featurizer)), joblib.load(tmp_path / "featurizer.joblib")):
+        np.testing.assert_array_equal(twin.transform(X), featurizer.transform(X))
+        assert twin.net is twin.module_ is twin.features_.engine.net
+
+
+def test_a_pickled_lazy_array_gives_the_same(net, X):
+    lazy = GradientFeaturizer(net).fit_transform(X)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(lazy)).toarray(), lazy.toarray())
+
+
+def test_data_frames_hold_dense_output_alone(net, X):
+    featurizer = GradientFeaturizer(net, output="dense").set_output(transform="pandas").fit(X)
+    frame = featurizer.transform(X)
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame.columns) == list(featurizer.get_feature_names_out())
+    assert frame.columns[0] == "label0 1.weight[0,0]" and frame.columns[-1] == "label2 3.weight[2,4]"
+    assert frame.columns.is_unique
+    for output in ("lazy", "csr"):
+        with pytest.raises(ValueError, match="output='dense'"):
+            GradientFeaturizer(net, output=output).set_output(transform="pandas")
+
+
+def test_a_global_data_frame_output_lets_lazy_and_sparse_pass(net, X):
+    from sklearn import config_context
+
+    with config_context(transform_output="pandas"):
+        assert isinstance(GradientFeaturizer(net).fit_transform(X), GradientArray)
+        assert sparse.issparse(GradientFeaturizer(net, output="csr").fit_transform(X))
+        assert isinstance(GradientFeaturizer(net, output="dense").fit_transform(X), pd.DataFrame)
+
+
+def test_layers_are_chosen_by_pattern(net, X):
+    featurizer = GradientFeaturizer(net, layers=["3.*"]).fit(X)
+    assert [block.name for block in featurizer.blocks_] == ["3.weight", "3.bias"]
+    assert [rule.rule for rule in featurizer.engine_report_] == ["closed_form", "closed_form"]
+
+
+def test_float32_nets_give_float32_features(X):
+    assert GradientFeaturizer(make_net(torch.float32)).fit_transform(X).dtype == np.float32
+    assert GradientFeaturizer(make_net()).fit_transform(X).dtype == np.float64
+
+
+def test_verbose_shows_a_bar_and_the_default_is_silent(net, X, capsys):
+    GradientFeaturizer(net, output="dense").fit_transform(X)
+    assert capsys.readouterr() == ("", "")
+    GradientFeaturizer(net, output="dense", verbose=1).fit_transform(X)
+    assert "statistics" in capsys.readouterr().err
+
+
+def test_runs_where_it_is_told(device, X):
+    lazy = GradientFeaturizer(make_net(), device=device).fit_transform(X)
+    assert lazy.device.type == device.type
+    assert_close(lazy.toarray(), GradientFeaturizer(make_net(), output="dense").fit_transform(X), 1e-7)

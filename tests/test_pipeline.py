@@ -1,0 +1,165 @@
+"""The whole: pipelines, searches with workers, caches, and scikit-learn's tools on lazy arrays."""
+
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import joblib
+import numpy as np
+import pytest
+import sklearn
+import torch
+from asserts import random_state_untouched, untouched
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score, train_test_split
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace.gradients import GradientArray
+from sklearn_gradspace.modules import MLP
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return train_test_split((X / 16).astype(np.float32), y, train_size=400, test_size=300, random_state=0, stratify=y)
+
+
+@pytest.fixture(scope="module")
+def net(digits):
+    return NetClassifier(MLP, module__hidden_layer_sizes=(16,), max_epochs=3, random_state=0).fit(digits[0], digits[2]).module_
+
+
+def pipeline(net, **gradnet):
+    return make_pipeline(GradientFeaturizer(net), GradNetClassifier(random_state=0, **gradnet))
+
+
+def test_the_two_line_start_beats_the_base_net_it_comes_from(digits, net):
+    X, X_test, y, y_test = digits
+    with untouched(net), random_state_untouched():
+        score = make_pipeline(GradientFeaturizer(net), GradNetClassifier(random_state=0)).fit(X, y).score(X_test, y_test)
+    with torch.no_grad():
+        base = (net(torch.from_numpy(X_test)).argmax(1).numpy() == y_test).mean()
+    assert score > base + 0.02
+
+
+def test_grid_search_over_both_halves_with_workers(digits, net):
+    X, _, y, _ = digits
+    labels = np.array([f"digit {label}" for label in range(10)])[y]
+    grid = {"gradientfeaturizer__percentile": [15, 100], "gradnetclassifier__regularization": [0, 1e-4]}
+    searches = [
+        GridSearchCV(pipeline(net, max_epochs=2), grid, cv=2, n_jobs=n_jobs, error_score="raise").fit(X, labels)
+        for n_jobs in (1, 2)
+    ]
+    np.testing.assert_array_equal(*(search.cv_results_["mean_test_score"] for search in searches))
+    assert searches[1].best_estimator_[0].net is net
+    assert set(searches[1].predict(X)) <= set(labels)
+
+
+def test_a_class_missing_in_a_fold(digits, net):
+    X, _, y, _ = digits
+    rows = np.argsort(y[:90], kind="stable")
+    scores = cross_val_score(pipeline(net, max_epochs=2), X[rows], y[rows], cv=KFold(3), error_score="raise")
+    assert np.isfinite(scores).all()
+
+
+def test_scikit_learns_tools_take_lazy_arrays(digits, net):
+    X, _, y, _ = digits
+    lazy = GradientFeaturizer(net).fit_transform(X)
+    train, test, y_train, y_test = train_test_split(lazy, y, random_state=0)
+    assert isinstance(train, GradientArray) and len(train) + len(test) == len(lazy)
+    classifier = GradNetClassifier(random_state=0, max_epochs=2)
+    predicted = cross_val_predict(classifier, lazy, y, cv=3, n_jobs=2)
+    np.testing.assert_array_equal(predicted, cross_val_predict(classifier, lazy, y, cv=3))
+    with sklearn.config_context(array_api_dispatch=False):
+        assert classifier.fit(train, y_train).score(test, y_test) > 0.5
+
+
+def test_models_that_need_an_array_get_one(digits, net):
+    X, X_test, y, y_test = digits
+    featurizer = GradientFeaturizer(net, layers="3.weight", scale=None, percentile=100, power=None)
+    model = make_pipeline(featurizer, StandardScaler(), LogisticRegression(max_iter=500)).fit(X, y)
+    assert model.score(X_test, y_test) > 0.8
+    union = FeatureUnion([("gradients", featurizer), ("pixels", "passthrough")]).fit_transform(X)
+    assert union.shape == (400, 10 * 160 + 64)
+    sparse = make_pipeline(GradientFeaturizer(net, output="csr"), LogisticRegression(max_iter=500)).fit(X, y)
+    assert sparse.score(X_test, y_test) > 0.8
+
+
+def test_sample_weights_are_routed_through_the_pipeline(digits, net):
+    X, _, y, _ = digits
+    weight = (y < 5).astype(float)
+    with sklearn.config_context(enable_metadata_routing=True):
+        weighted = make_pipeline(
+            GradientFeaturizer(net), GradNetClassifier(random_state=0, max_epochs=5).set_fit_request(sample_weight=True)
+        ).fit(X, y, sample_weight=weight)
+    assert (weighted.predict(X) < 5).mean() > 0.95
+
+
+def test_a_cached_step_is_computed_once_across_clones_and_copies(digits, net, tmp_path):
+    X, _, y, _ = digits
+    memory = joblib.Memory(tmp_path, verbose=0)
+    calls = []
+
+    for model_net in (net, net, pickle.loads(pickle.dumps(net))):
+        featurizer = GradientFeaturizer(model_net, output="dense", layers="3.weight")
+        cached = make_pipeline(featurizer, LogisticRegression(max_iter=500), memory=memory)
+        calls.append(sklearn.base.clone(cached).fit(X, y)[0].features_)
+    files = list(tmp_path.rglob("output.pkl"))
+    assert len(files) == 1
+
+
+def test_a_fitted_pipeline_survives_joblib(digits, net, tmp_path):
+    X, X_test, y, _ = digits
+    model = pipeline(net, max_epochs=2).fit(X, y)
+    joblib.dump(model, tmp_path / "model.joblib")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "model.joblib").predict_proba(X_test), model.predict_proba(X_test))
+
+
+def test_a_net_refitted_in_each_fold(digits):
+    X, _, y, _ = digits
+
+    def train(X, y):
+        return NetClassifier(MLP, max_epochs=3, random_state=0).fit(X, y)
+
+    scores = cross_val_score(pipeline(train, max_epochs=3), X, y, cv=2, error_score="raise")
+    assert scores.min() > 0.6
+
+
+def test_nets_of_the_main_module_travel_to_workers(tmp_path):
+    """A script whose module class lives in ``__main__``, as users write them."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import numpy as np, torch
+            from joblib import parallel_config
+            from sklearn.model_selection import cross_val_score
+            from sklearn.pipeline import make_pipeline
+            from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+
+            class Net(torch.nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.linear = torch.nn.Linear(4, 3)
+
+                def forward(self, x):
+                    return self.linear(x)
+
+            if __name__ == "__main__":
+                X, y = np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3
+                lazy = GradientFeaturizer(Net()).fit_transform(X)
+                fitted = GradNetClassifier(max_epochs=1).fit(lazy, y)
+                with parallel_config("loky", n_jobs=2):
+                    print(cross_val_score(make_pipeline(GradientFeaturizer(Net()), GradNetClassifier()), X, y).shape)
+                    print(cross_val_score(fitted, lazy, y).shape)
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["(5,)", "(5,)"]
