@@ -8,9 +8,12 @@ from cases import BY_NAME, CASES
 from sklearn_gradspace.gradients import GradientEngine
 from sklearn_gradspace.gradients._rules import RULES, choose_rules
 
-CLOSED = ["linear", "linear on steps", "linear on a grid", "called twice", "one layer, two names",
-          "relu in place", "residual then relu in place", "branches", "frozen", "channels last", "conv1d", "conv2d", "conv2d same",
-          "conv2d groups", "conv2d depthwise", "conv2d reflect", "conv2d circular", "conv3d", "avg pool ceil"]  # fmt: skip
+CLOSED = [
+    "linear", "linear on steps", "linear on a grid", "called twice", "one layer, two names", "relu in place",
+    "residual then relu in place", "branches", "frozen", "channels last", "conv1d", "conv2d",
+    "conv2d same", "conv2d groups", "conv2d depthwise", "conv2d reflect", "conv2d circular", "conv3d",
+    "avg pool ceil",
+]  # fmt: skip
 
 EXPECTED = {
     **{name: {} for name in CLOSED},
