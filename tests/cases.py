@@ -150,14 +150,23 @@ CASES = [
     Case("unused layer", UnusedLayer),
     Case("attention", partial(Attention, True), (3, 4)),
     Case("attention over steps first", partial(Attention, False), (5, 4)),
-    Case("transformer", lambda: nn.Sequential(
-        nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), nn.Flatten(), nn.Linear(12, 3)), (3, 4)),
+    Case(
+        "transformer",
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), nn.Flatten(), nn.Linear(12, 3)),
+        (3, 4),
+    ),
     Case("lstm", partial(Recurrent, nn.LSTM), (3, 4)),
     Case("gru", partial(Recurrent, nn.GRU), (3, 4)),
-    Case("embedding", lambda: nn.Sequential(
-        Apply(torch.Tensor.long), nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3)), (3,)),
-    Case("channels last", lambda: _conv(2, then=(nn.ReLU(), nn.Conv2d(4, 4, 2))).to(memory_format=torch.channels_last),
-         IMAGE),
+    Case(
+        "embedding",
+        lambda: nn.Sequential(Apply(torch.Tensor.long), nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3)),
+        (3,),
+    ),
+    Case(
+        "channels last",
+        lambda: _conv(2, then=(nn.ReLU(), nn.Conv2d(4, 4, 2))).to(memory_format=torch.channels_last),
+        IMAGE,
+    ),
     Case("weight norm", lambda: nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 3))),
     Case("input overwritten", InputOverwritten),
     Case("input clamped in place", ClampedInPlace),

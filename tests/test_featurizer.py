@@ -69,7 +69,9 @@ def test_fit_transform_is_fit_then_transform(net, X):
     np.testing.assert_array_equal(featurizer.fit_transform(X), featurizer.fit(X).transform(X))
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 5}, {"n_jobs": 2}, {"n_jobs": 2, "batch_size": 4}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 1}, {"batch_size": 5}, {"n_jobs": 2}, {"n_jobs": 2, "batch_size": 4}]
+)
 def test_batches_and_jobs_do_not_show(net, X, options):
     expected = GradientFeaturizer(net, output="dense").fit_transform(X)
     assert_close(GradientFeaturizer(net, output="dense", **options).fit_transform(X), expected)

@@ -169,7 +169,9 @@ def test_a_seed_decides_everything_and_global_states_are_left_alone(data, lazy):
     with random_state_untouched():
         fits = [GradNetClassifier(random_state=3, dropout=0.2).fit(lazy, data[1]).predict_proba(lazy) for _ in range(2)]
     np.testing.assert_array_equal(*fits)
-    assert not np.array_equal(fits[0], GradNetClassifier(random_state=4, dropout=0.2).fit(lazy, data[1]).predict_proba(lazy))
+    assert not np.array_equal(
+        fits[0], GradNetClassifier(random_state=4, dropout=0.2).fit(lazy, data[1]).predict_proba(lazy)
+    )
 
 
 def test_partial_fit_goes_on_where_fit_left_off(data, lazy):

@@ -124,7 +124,17 @@ def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for option in ("--data", "--data-home", "--net", "--weights", "--device", "--seeds", "--out", "--samples", "--jobs"):
+    for option in (
+        "--data",
+        "--data-home",
+        "--net",
+        "--weights",
+        "--device",
+        "--seeds",
+        "--out",
+        "--samples",
+        "--jobs",
+    ):
         assert option in text
 
 

@@ -31,7 +31,11 @@ def digits():
 
 @pytest.fixture(scope="module")
 def net(digits):
-    return NetClassifier(MLP, module__hidden_layer_sizes=(16,), max_epochs=3, random_state=0).fit(digits[0], digits[2]).module_
+    return (
+        NetClassifier(MLP, module__hidden_layer_sizes=(16,), max_epochs=3, random_state=0)
+        .fit(digits[0], digits[2])
+        .module_
+    )
 
 
 def pipeline(net, **gradnet):
@@ -41,7 +45,9 @@ def pipeline(net, **gradnet):
 def test_the_two_line_start_beats_the_base_net_it_comes_from(digits, net):
     X, X_test, y, y_test = digits
     with untouched(net), random_state_untouched():
-        score = make_pipeline(GradientFeaturizer(net), GradNetClassifier(random_state=0)).fit(X, y).score(X_test, y_test)
+        score = (
+            make_pipeline(GradientFeaturizer(net), GradNetClassifier(random_state=0)).fit(X, y).score(X_test, y_test)
+        )
     with torch.no_grad():
         base = (net(torch.from_numpy(X_test)).argmax(1).numpy() == y_test).mean()
     assert score > base + 0.02
@@ -117,7 +123,9 @@ def test_a_fitted_pipeline_survives_joblib(digits, net, tmp_path):
     X, X_test, y, _ = digits
     model = pipeline(net, max_epochs=2).fit(X, y)
     joblib.dump(model, tmp_path / "model.joblib")
-    np.testing.assert_array_equal(joblib.load(tmp_path / "model.joblib").predict_proba(X_test), model.predict_proba(X_test))
+    np.testing.assert_array_equal(
+        joblib.load(tmp_path / "model.joblib").predict_proba(X_test), model.predict_proba(X_test)
+    )
 
 
 def test_a_net_refitted_in_each_fold(digits):

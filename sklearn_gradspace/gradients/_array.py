@@ -85,12 +85,19 @@ class GradientArray:
 
     def __getitem__(self, index):
         """Return rows as a lazy array, or anything narrower as an ndarray."""
-        rows, columns = index if isinstance(index, tuple) and len(index) == 2 else (index, slice(None))
-        if isinstance(rows, (int, np.integer)):
-            return self[[rows]].toarray()[0][columns]
-        taken = GradientArray(self.features, self.X[rows if isinstance(rows, slice) else np.asarray(rows)])
-        everything = columns is Ellipsis or (isinstance(columns, slice) and columns == slice(None))
-        return taken if everything else np.asarray(taken)[:, columns]
+        index = index if isinstance(index, tuple) else (index,)
+        if len(index) > 2:
+            raise IndexError(f"too many indices: a GradientArray has 2 axes, but {len(index)} were indexed")
+        rows, columns = (*index, slice(None))[:2]
+        if not isinstance(rows, slice) and rows is not Ellipsis:
+            rows = np.asarray(rows, dtype=int if np.size(rows) == 0 else None)
+            if rows.ndim == 0:
+                return np.asarray(self[rows[None]])[0, columns]
+        taken = GradientArray(self.features, self.X[rows])
+        if columns is Ellipsis or (isinstance(columns, slice) and columns == slice(None)):
+            return taken
+        pairs = isinstance(rows, np.ndarray) and np.ndim(columns) == 1
+        return np.asarray(taken)[np.arange(len(taken)) if pairs else slice(None), columns]
 
     def view(self, labels: Tensor | None = None) -> Tensor:
         """Compute features of all rows at once, on the device.
@@ -150,6 +157,8 @@ class GradientArray:
         return sparse.vstack(parts, format="csr") if parts else sparse.csr_array(self.shape, dtype=self.dtype)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("a GradientArray holds no numbers to share: each conversion computes them.")
         if self.nbytes > self.max_bytes:
             raise MemoryError(
                 f"this step asks for all {self.shape[0]} x {self.shape[1]} gradient features at once, "

@@ -73,7 +73,7 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
     if layers == "all":
         return trainable
     if layers == "weights":
-        weights = {name: p for name, p in trainable.items() if "bias" not in name.rpartition(".")[2]}
+        weights = {name: p for name, p in trainable.items() if not _is_bias(name)}
         if not weights:
             raise ValueError(f"layers='weights' leaves nothing: net has only {', '.join(trainable)}. Use layers='all'.")
         return weights
@@ -84,6 +84,12 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
                 f"layers: no trainable parameter matches {pattern!r}. Trainable are {', '.join(trainable)}."
             )
     return {name: p for name, p in trainable.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def _is_bias(name: str) -> bool:
+    # torch keeps the parts of a parametrized bias as "parametrizations.bias.original0" and so on.
+    _, parametrized, parts = name.rpartition("parametrizations.")
+    return "bias" in (parts.partition(".")[0] if parametrized else name.rpartition(".")[2])
 
 
 def make_blocks(parameters: dict[str, nn.Parameter]) -> tuple[Block, ...]:

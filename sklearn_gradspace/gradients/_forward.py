@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from ._logits import checked_logits, cross_entropy_cotangents
+
 
 @dataclass(frozen=True)
 class LayerCall:
@@ -48,6 +50,15 @@ class ForwardPass:
     calls: Mapping[str, list[LayerCall | None]]
     cotangents: Tensor
 
+    @property
+    def signature(self) -> tuple:
+        """How often each layer is called, and how: while it is the same, rules that were right stay right."""
+        n = len(self.inputs)
+        return tuple(
+            (layer, tuple(call is not None and len(call.inputs) == n and call.is_intact for call in calls))
+            for layer, calls in self.calls.items()
+        )
+
     @cached_property
     def deltas(self) -> dict[str, list[Tensor]]:
         """For each layer the cotangents of shape (n, k, *output) of its calls, as far as the logits depend on them."""
@@ -60,6 +71,22 @@ class ForwardPass:
         ]
         found = iter(torch.stack(one, 1) if one[0] is not None else None for one in zip(*passes))
         return {layer: [next(found) for _ in self.calls[layer]] for layer in layers}
+
+
+def forward_pass(module: nn.Module, layers: Iterable[str], inputs: Tensor, labels: Tensor | None = None) -> ForwardPass:
+    """Return a pass through `module` for the cross-entropy of one label a row, or of all labels.
+
+    Parameters
+    ----------
+    module : Module
+    layers : iterable of str
+        Names of the modules whose calls are recorded.
+    inputs : Tensor of shape (n, ...)
+    labels : Tensor of shape (n,), optional
+    """
+    with captured({name: module.get_submodule(name) for name in layers}) as calls:
+        logits = checked_logits(module(inputs.clone()), len(inputs))  # a net may write over what it gets
+    return ForwardPass(module, inputs, logits, calls, cross_entropy_cotangents(logits.detach(), labels))
 
 
 @contextmanager

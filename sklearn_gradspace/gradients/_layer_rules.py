@@ -4,6 +4,7 @@ The input of shape (n, ...) and the cotangents of the output, of shape (n, k, ..
 gradients, of shape (n, k, *parameter.shape), leave.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -90,9 +91,13 @@ def exact_rule(layer: nn.Module) -> LayerRule | None:
 def transform(module: nn.Module, names: Sequence[str], inputs: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
     """Return the gradients of `module`'s parameters `names`, any module, by `torch.func` over samples and scalars."""
     parameters = {name: module.get_parameter(name).detach() for name in names}
+    inputs = inputs.clone()  # for modules that write over their input
 
     def of_sample(sample: Tensor, delta: Tensor) -> dict[str, Tensor]:
         pullback = vjp(lambda p: functional_call(module, p, (sample.unsqueeze(0),)).squeeze(0), parameters)[1]
         return vmap(pullback)(delta)[0]
 
-    return vmap(of_sample)(inputs, cotangents)
+    with warnings.catch_warnings():
+        # Some operations have no batched form; being slow is no reason to warn, since nothing faster is known here.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        return vmap(of_sample)(inputs, cotangents)

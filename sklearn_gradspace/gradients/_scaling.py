@@ -6,10 +6,12 @@ Selected gradients enter batch by batch; a `Scaler` leaves. The GradNet authors'
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._blocks import Block
+from ._sharing import tensor_of
 
 SCALES = ("minmax", "maxabs", "rms", "layer", None)
 
@@ -31,6 +33,11 @@ class Scaler:
     offset: Tensor | None = None
     rounding: Tensor | None = None
 
+    def __reduce__(self):
+        # As arrays, which joblib maps into workers and hashes alike everywhere.
+        tensors = (self.divisor, self.offset, self.rounding)
+        return _unpack, (str(self.divisor.device), *(None if t is None else t.cpu().numpy() for t in tensors))
+
     def __call__(self, gradients: Tensor) -> Tensor:
         """Scale `gradients` of shape (..., n_params) in place and return them."""
         if self.offset is None:
@@ -39,6 +46,10 @@ class Scaler:
         gradients.sub_(self.offset)
         zeros.logical_or_(gradients.abs() <= self.rounding)
         return gradients.div_(self.divisor).masked_fill_(zeros, 0)
+
+
+def _unpack(device: str, *arrays: np.ndarray | None) -> Scaler:
+    return Scaler(*(None if array is None else tensor_of(array).to(device) for array in arrays))
 
 
 class ScaleStatistics:

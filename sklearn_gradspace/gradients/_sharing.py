@@ -19,8 +19,10 @@ def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.
     Modules are new objects and tensors are aliases, so that hooks, modes, flags and ``.grad`` are the copy's own while
     the weights exist once. On another `device` the copy has weights of its own.
     """
-    memo = {id(t): _like(t, t.detach().to(device)) for t in _tensors(net)}
-    return copy.deepcopy(net, memo).eval()
+    with torch.inference_mode(False):
+        # What was made in inference mode cannot be differentiated; a clone of it can.
+        aliases = {id(t): (t.clone() if t.is_inference() else t.detach()).to(device) for t in _tensors(net)}
+        return copy.deepcopy(net, {id(t): _like(t, aliases[id(t)]) for t in _tensors(net)}).eval()
 
 
 def packed(net: nn.Module) -> "PackedModule":
@@ -40,17 +42,17 @@ class PackedModule:
 
     def __init__(self, net: nn.Module) -> None:
         self._net = weakref.ref(net)
-        self._arrays: dict[tuple, np.ndarray] = {}
+        self._arrays: list[np.ndarray] = []
 
     def __reduce__(self):
         net = self._net()
         skeleton = copy.deepcopy(net, {id(t): _like(t, t.detach().to("meta")) for t in _tensors(net)})
-        # Joblib recognises an array that it has seen by its identity: unchanged tensors keep their array.
-        keys = [(t.data_ptr(), t._version, t.dtype, t.shape) for t in _tensors(net)]
-        self._arrays = {
-            key: self._arrays[key] if key in self._arrays else _to_bytes(t) for key, t in zip(keys, _tensors(net))
-        }
-        return _unpack, (skeleton, [self._arrays[key] for key in keys])
+        arrays = [_to_bytes(t) for t in _tensors(net)]
+        # joblib recognises an array that it has seen by its identity: unchanged tensors keep their array.
+        if len(arrays) == len(self._arrays):
+            arrays = [old if _is_same(old, new) else new for old, new in zip(self._arrays, arrays)]
+        self._arrays = arrays
+        return _unpack, (skeleton, arrays)
 
 
 _packed: weakref.WeakKeyDictionary[nn.Module, PackedModule] = weakref.WeakKeyDictionary()
@@ -62,8 +64,9 @@ def _unpack(skeleton: nn.Module, arrays: list[np.ndarray]) -> nn.Module:
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:
-    """Return every parameter and buffer of `net` once, in a fixed order."""
-    return [*net.parameters(), *net.buffers()]
+    """Return every tensor of `net` once, in a fixed order: parameters, buffers and plain attributes."""
+    plain = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return list({id(t): t for t in (*net.parameters(), *net.buffers(), *plain)}.values())
 
 
 def _like(original: Tensor, tensor: Tensor) -> Tensor:
@@ -73,12 +76,29 @@ def _like(original: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _to_bytes(tensor: Tensor) -> np.ndarray:
-    # As bytes, since NumPy has no bfloat16.
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    # In the order of memory, so that nothing is copied; as bytes, since NumPy has no bfloat16.
+    return tensor.detach().cpu().permute(_memory_order(tensor)).contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _from_bytes(array: np.ndarray, like: Tensor) -> Tensor:
+    order = _memory_order(like)
+    inverse = sorted(range(like.ndim), key=order.__getitem__)
+    shape = [like.shape[axis] for axis in order]
+    return tensor_of(array).view(like.dtype).reshape(shape).permute(inverse)
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """Return a tensor on the memory of `array`, which may be mapped read-only and is then not to be written to."""
     with warnings.catch_warnings():
-        # A worker's array is mapped read-only, and nothing here writes to a trained net.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array).view(like.dtype).reshape(like.shape)
+        return torch.from_numpy(array)
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    """Return the axes from the largest stride to the smallest."""
+    return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+
+
+def _is_same(old: np.ndarray, new: np.ndarray) -> bool:
+    shared = old.ctypes.data == new.ctypes.data and old.shape == new.shape
+    return shared or np.array_equal(old, new)

@@ -1,7 +1,7 @@
 """GradNet: a two-layer net with a block structure on gradient features.
 
-Features of shape (n, n_features) enter; logits of shape (n, n_classes) leave. Every hidden unit sees the gradient of one
-layer, or of a group of layers, of the base net (Daróczy, Aleksziew and Benczúr, arXiv:1807.06630).
+Features of shape (n, n_features) enter; logits of shape (n, n_classes) leave. Every hidden unit sees the gradient of
+one layer, or of a group of layers, of the base net (Daróczy, Aleksziew and Benczúr, arXiv:1807.06630).
 """
 
 from collections.abc import Callable, Sequence

@@ -47,7 +47,7 @@ def test_not_finite_logits_in_the_sample():
 
 
 def test_net_that_mixes_rows():
-    with pytest.raises(ValueError, match="mixes the rows of a batch: the logits of a row differ"):
+    with pytest.raises(ValueError, match="mixes the rows of a batch.*: the logits of a row differ"):
         GradientEngine(net_of(Apply(lambda x: x - x.mean(0))), X)
 
 
@@ -62,7 +62,7 @@ def test_batch_norm_without_running_statistics(kind):
 def test_net_that_is_random_in_evaluation_mode(p):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        with pytest.raises(ValueError, match="random in evaluation mode|differ by"):
+        with pytest.raises(ValueError, match=r"random in evaluation mode|differ by"):
             GradientEngine(net_of(Apply(lambda x: nn.functional.dropout(x, p, training=True))), X)
 
 

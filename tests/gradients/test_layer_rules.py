@@ -25,10 +25,14 @@ def assert_equals_autograd(layer, inputs):
     names = [name for name, _ in layer.named_parameters()]
     by_transform = _layer_rules.transform(layer, names, inputs, cotangents)
     for name in names:
-        truth = torch.stack([
-            torch.stack([torch.autograd.grad(layer(inputs[i : i + 1])[0], layer.get_parameter(name), c)[0] for c in of])
-            for i, of in enumerate(cotangents)
-        ])
+        truth = torch.stack(
+            [
+                torch.stack(
+                    [torch.autograd.grad(layer(inputs[i : i + 1])[0], layer.get_parameter(name), c)[0] for c in of]
+                )
+                for i, of in enumerate(cotangents)
+            ]
+        )
         assert_close(by_transform[name], truth)
         rule = _layer_rules.exact_rule(layer)
         if rule is not None:
