@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
@@ -65,7 +66,7 @@ class Case:
 
 
 def _mlp(*widths, activation=nn.ReLU, bias=True):
-    layers = [nn.Linear(i, o, bias=bias) for i, o in zip(widths, widths[1:])]
+    layers = [nn.Linear(i, o, bias=bias) for i, o in pairwise(widths)]
     return nn.Sequential(*(part for layer in layers for part in (layer, activation())))[:-1]
 
 

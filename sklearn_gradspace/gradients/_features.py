@@ -6,6 +6,7 @@ Rows of data enter; a tensor of features leaves, for one candidate label a row o
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ._blocks import Block
@@ -45,7 +46,7 @@ class GradientFeatures:
         """Return features of shape (n, n_params), or (n, n_labels, n_params) where `labels` is None."""
         features = select_largest(self.engine(X, labels), self.blocks, self.percentile)
         if self.scaler is not None:
-            features = self.scaler(features)
+            self.scaler(features)
         if self.power is not None and self.power != 1:
-            features = features.sign() * features.abs().pow_(self.power)
+            torch.copysign(features.abs().pow_(self.power), features, out=features)
         return features

@@ -46,7 +46,7 @@ def test_weights_where_only_biases_can_be_trained():
     net = BY_NAME["mlp of two layers"].net()
     for layer in (net[0], net[2]):
         layer.weight.requires_grad_(False)
-    with pytest.raises(ValueError, match="leaves nothing: net has only 0.bias, 2.bias. Use layers='all'"):
+    with pytest.raises(ValueError, match=r"leaves nothing: net has only 0.bias, 2.bias. Use layers='all'"):
         choose_parameters(net)
 
 

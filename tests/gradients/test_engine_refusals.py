@@ -47,7 +47,7 @@ def test_not_finite_logits_in_the_sample():
 
 
 def test_net_that_mixes_rows():
-    with pytest.raises(ValueError, match="mixes the rows of a batch.*: the logits of a row differ"):
+    with pytest.raises(ValueError, match=r"mixes the rows of a batch.*: the logits of a row differ"):
         GradientEngine(net_of(Apply(lambda x: x - x.mean(0))), X)
 
 
