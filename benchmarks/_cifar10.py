@@ -14,7 +14,7 @@ FILE = "gradnet_base_cifar10.npz"
 def authors_net(data_home: str) -> GradNetCNN:
     """Return the CNN with the authors' weights, which ``gradnet_base_cifar10.npz`` in `data_home` holds."""
     net = GradNetCNN().eval()
-    layers = [layer for layer in net if list(layer.parameters())]
+    layers = [net.features[0], net.features[3], net.head]
     with np.load(Path(data_home) / FILE) as weights, torch.no_grad():
         for name, layer in zip(("c0", "c1", "l1"), layers):
             layer.weight.copy_(torch.from_numpy(weights[f"{name}_weight"]))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils import assert_all_finite, check_random_state, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 from skorch import NeuralNetClassifier
@@ -74,6 +74,16 @@ class SklearnNetMixin:
         super().set_params(**{name: value for name, value in params.items() if name not in callbacks})
         self._params_to_validate.update(callbacks.keys() - {"callbacks"})
         vars(self).update(callbacks)
+        return self
+
+    def initialize_callbacks(self):
+        """Make the callbacks; refuse parameters of callbacks that do not exist, which skorch passes over."""
+        super().initialize_callbacks()
+        known = {name for name, _ in self._uniquely_named_callbacks()}
+        for name in vars(self):
+            prefix, *rest = name.split("__")
+            if prefix == "callbacks" and rest and rest[0] not in known:
+                raise ValueError(f"Trying to set a parameter for callback {rest[0]} which does not exist.")
         return self
 
     def __delattr__(self, name: str) -> None:
@@ -329,9 +339,10 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
             if reset:
                 known = classes if classes is not None else self.classes
                 self._labels = np.unique([int(X[i][1]) for i in range(len(X))] if known is None else known)
-            return X, None
+            return self._validate_X(X, reset), None
         X = self._validate_X(X, reset)
         y = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
+        assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         n_rows = get_len(X) if isinstance(X, Mapping) else X.shape[0]
         if len(y) != n_rows:
@@ -356,6 +367,8 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
 
     def _validate_X(self, X, reset):
         if is_dataset(X) or (isinstance(X, Mapping) and not sparse.issparse(X)):  # a dok_array is a Mapping, too
+            if reset:
+                self._set_dtype(np.dtype(np.float32))
             return X
         X = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
         dtype = [np.float64, np.float32] if reset else self._numpy_dtype

@@ -63,7 +63,7 @@ def test_nets(net, message):
         ({"output": "numpy"}, ValueError, r"output='numpy' is none of lazy, dense, csr"),
         ({"batch_size": 0}, ValueError, r"batch_size=0"),
         ({"device": "nowhere"}, ValueError, r"device='nowhere' cannot be used"),
-        ({"layers": "conv*"}, ValueError, r"no trainable parameter matches 'conv\*'. Trainable are 1.weight"),
+        ({"layers": "conv*"}, ValueError, r"no trainable parameter matches 'conv\*'. Trainable are layers.1.weight"),
         ({"net": "resnet18"}, TypeError, r"net must be a torch Module"),
         ({"net": lambda X, y: None}, TypeError, r"must return a torch Module"),
     ],
@@ -179,7 +179,7 @@ def test_gradnet_knows_the_blocks_it_was_fitted_to():
         classifier.predict(other)
     with pytest.raises(ValueError, match="n_labels=2, but X is a lazy array of 3"):
         GradNetClassifier(n_labels=2).fit(lazy, y)
-    same_width = GradientFeaturizer(MLP(6, 3, (5,)), layers=["3.weight", "1.weight"]).fit_transform(X)
+    same_width = GradientFeaturizer(MLP(6, 3, (5,)), layers=["layers.3.weight", "layers.1.weight"]).fit_transform(X)
     assert same_width.blocks == lazy.blocks == classifier.blocks_
     assert all(isinstance(block, Block) for block in classifier.blocks_)
 

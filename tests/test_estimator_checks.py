@@ -14,7 +14,7 @@ from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
         GradientFeaturizer(scale="rms", n_jobs=2),
         GradientFeaturizer(scale="layer", batch_size=3),
         GradNetClassifier(),
-        GradNetClassifier(activation="square", structure="full", regularization=1e-4, dropout=0.1),
+        GradNetClassifier(activation="square", structure="full", regularization=1e-4),
     ]
 )
 def test_check(estimator, check):

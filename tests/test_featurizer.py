@@ -106,7 +106,7 @@ def test_the_default_net_is_seeded_by_the_random_state(X):
 @pytest.mark.parametrize("training", [True, False])
 def test_nothing_of_the_users_is_changed(net, X, training):
     net.train(training)
-    net[1].bias.requires_grad_(False)
+    net.layers[1].bias.requires_grad_(False)
     net(torch.from_numpy(X)).sum().backward()
     with untouched(net), random_state_untouched():
         featurizer = clone(GradientFeaturizer(net, output="dense"))
@@ -149,7 +149,7 @@ def test_data_frames_hold_dense_output_alone(net, X):
     frame = featurizer.transform(X)
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == list(featurizer.get_feature_names_out())
-    assert frame.columns[0] == "label0 1.weight[0,0]" and frame.columns[-1] == "label2 3.weight[2,4]"
+    assert frame.columns[0] == "label0 layers.1.weight[0,0]" and frame.columns[-1] == "label2 layers.3.weight[2,4]"
     assert frame.columns.is_unique
     for output in ("lazy", "csr"):
         with pytest.raises(ValueError, match="output='dense'"):
@@ -166,8 +166,8 @@ def test_a_global_data_frame_output_lets_lazy_and_sparse_pass(net, X):
 
 
 def test_layers_are_chosen_by_pattern(net, X):
-    featurizer = GradientFeaturizer(net, layers=["3.*"]).fit(X)
-    assert [block.name for block in featurizer.blocks_] == ["3.weight", "3.bias"]
+    featurizer = GradientFeaturizer(net, layers=["layers.3.*"]).fit(X)
+    assert [block.name for block in featurizer.blocks_] == ["layers.3.weight", "layers.3.bias"]
     assert [rule.rule for rule in featurizer.engine_report_] == ["closed_form", "closed_form"]
 
 

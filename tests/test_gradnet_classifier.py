@@ -84,7 +84,7 @@ def test_lazy_dense_and_sparse_features_train_the_same_net(data, lazy):
     assert_close(fits[2], fits[0], 1e-6)
 
 
-@pytest.mark.parametrize("structure", ["layer", "adjacent", "full", [["1"], ["1", "3.weight"]]])
+@pytest.mark.parametrize("structure", ["layer", "adjacent", "full", [["layers.1"], ["layers.1", "layers.3.weight"]]])
 @pytest.mark.parametrize("activation", ["relu", "square", "tanh", "identity", nn.functional.silu])
 def test_structures_and_activations_learn(data, lazy, structure, activation):
     classifier = GradNetClassifier(8, structure=structure, activation=activation, random_state=0, max_epochs=60)

@@ -87,7 +87,7 @@ def test_scikit_learns_tools_take_lazy_arrays(digits, net):
 
 def test_models_that_need_an_array_get_one(digits, net):
     X, X_test, y, y_test = digits
-    featurizer = GradientFeaturizer(net, layers="3.weight", scale=None, percentile=100, power=None)
+    featurizer = GradientFeaturizer(net, layers="layers.3.weight", scale=None, percentile=100, power=None)
     model = make_pipeline(featurizer, StandardScaler(), LogisticRegression(max_iter=500)).fit(X, y)
     assert model.score(X_test, y_test) > 0.8
     union = FeatureUnion([("gradients", featurizer), ("pixels", "passthrough")]).fit_transform(X)
@@ -112,7 +112,7 @@ def test_a_cached_step_is_computed_once_across_clones_and_copies(digits, net, tm
     calls = []
 
     for model_net in (net, net, pickle.loads(pickle.dumps(net))):
-        featurizer = GradientFeaturizer(model_net, output="dense", layers="3.weight")
+        featurizer = GradientFeaturizer(model_net, output="dense", layers="layers.3.weight")
         cached = make_pipeline(featurizer, LogisticRegression(max_iter=500), memory=memory)
         calls.append(sklearn.base.clone(cached).fit(X, y)[0].features_)
     files = list(tmp_path.rglob("output.pkl"))

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """Fully connected ReLU net from samples of any shape to logits.
 
     Parameters
@@ -27,14 +27,17 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, n_features: int, n_classes: int, hidden_layer_sizes: Sequence[int] = (32,)) -> None:
+        super().__init__()
         widths = [n_features, *hidden_layer_sizes]
-        layers: list[nn.Module] = [nn.Flatten()]
-        for n_in, n_out in pairwise(widths):
-            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(widths[-1], n_classes))
+        hidden = [layer for n_in, n_out in pairwise(widths) for layer in (nn.Linear(n_in, n_out), nn.ReLU())]
+        self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], n_classes))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Return logits of shape (n, n_classes) for samples of shape (n, ...)."""
+        return self.layers(samples)
 
 
-class GradNetCNN(nn.Sequential):
+class GradNetCNN(nn.Module):
     """The GradNet authors' base net for images: two 5x5 convolutions of 64 channels and a linear layer.
 
     Parameters
@@ -52,7 +55,8 @@ class GradNetCNN(nn.Sequential):
     """
 
     def __init__(self, image_shape: tuple[int, int, int] = (3, 24, 24), n_classes: int = 10) -> None:
-        convolutions = nn.Sequential(
+        super().__init__()
+        self.features = nn.Sequential(
             nn.Conv2d(image_shape[0], 64, 5, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2, ceil_mode=True),
@@ -62,5 +66,9 @@ class GradNetCNN(nn.Sequential):
             nn.Flatten(),
         )
         with torch.no_grad():
-            n_features = convolutions(torch.zeros(1, *image_shape)).shape[1]
-        super().__init__(*convolutions, nn.Linear(n_features, n_classes))
+            n_features = self.features(torch.zeros(1, *image_shape)).shape[1]
+        self.head = nn.Linear(n_features, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (n, n_classes) for images of shape (n, channels, height, width)."""
+        return self.head(self.features(images))

@@ -1,0 +1,33 @@
+"""The package as a whole: what an import brings, and that the documentation names what is there."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import sklearn_gradspace
+
+
+def test_an_import_brings_no_more_than_skorchs_does():
+    code = (
+        "import sys, skorch; before = set(sys.modules); import sklearn_gradspace;"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"sklearn_gradspace", "sklearn", "tqdm"}
+
+
+@pytest.mark.parametrize("package", ["sklearn_gradspace", "sklearn_gradspace.gradients", "sklearn_gradspace.modules"])
+def test_every_public_name_is_there(package):
+    module = import_module(package)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.skipif(not Path("docs/internals.rst").is_file(), reason="no documentation beside the package")
+def test_the_map_of_the_code_is_complete():
+    root = Path(sklearn_gradspace.__file__).parent
+    text = Path("docs/internals.rst").read_text()
+    files = [path.stem for path in (*root.glob("_*.py"), *root.glob("gradients/_*.py")) if "__" not in path.stem]
+    assert [name for name in files if f"``{name}``" not in text] == []

@@ -1,0 +1,137 @@
+"""The skorch side of the estimators: everything that a skorch net takes and does still works."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from skorch.callbacks import Callback
+from skorch.dataset import Dataset
+from torch import nn
+
+from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace.modules import MLP
+
+X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+y = (X[:, 0] > 0).astype(np.int64)
+
+
+def make(**options):
+    return NetClassifier(MLP, random_state=0, **({"max_epochs": 20} | options))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        X,
+        X.astype(np.float64),
+        torch.from_numpy(X),
+        pd.DataFrame(X),
+        sparse.csr_array(X),
+        sparse.dok_array(X),
+        X.tolist(),
+    ],
+    ids=lambda data: type(data).__name__,
+)
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_kinds_of_data(data):
+    assert make().fit(data, y).score(data, y) > 0.9
+
+
+def test_labels_as_tensor_and_as_column():
+    assert make().fit(torch.from_numpy(X), torch.from_numpy(y)).score(X, y) > 0.9
+    with pytest.warns(UserWarning, match="column-vector"):
+        make(max_epochs=1).fit(X, y[:, None])
+
+
+def test_a_skorch_dataset():
+    net = make(module__n_features=6, module__n_classes=2).fit(Dataset(X, y), None)
+    assert net.score(X, y) > 0.9
+    np.testing.assert_array_equal(net.classes_, [0, 1])
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 2)
+
+    def forward(self, left, right):
+        return self.linear(torch.cat([left, right], 1))
+
+
+def test_a_dictionary_for_a_module_of_two_inputs():
+    data = {"left": X[:, :2], "right": X[:, 2:]}
+    net = NetClassifier(TwoInputs(), max_epochs=60, random_state=0).fit(data, y)
+    assert (net.predict(data) == y).mean() > 0.9
+
+
+class Count(Callback):
+    def __init__(self, step=1):
+        self.step = step
+
+    def initialize(self):
+        self.seen = 0
+        return self
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen += self.step
+
+
+def test_callbacks_and_their_parameters_wait_for_fit():
+    net = make(callbacks=[("count", Count())], max_epochs=3)
+    net.set_params(callbacks__count__step=5)
+    assert not hasattr(net, "callbacks_") and clone(net).get_params()["callbacks__count__step"] == 5
+    net.fit(X, y)
+    assert dict(net.callbacks_)["count"].seen == 15
+    with pytest.raises(ValueError, match="callback missing which does not exist"):
+        make().set_params(callbacks__missing__step=1).fit(X, y)
+
+
+def test_an_unknown_parameter_is_refused():
+    with pytest.raises(ValueError, match="unexpected argument"):
+        make(optimiser__momentum=0.9).fit(X, y)
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        make().set_params(optimiser=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9, "lr": 0.05},
+        {"criterion__label_smoothing": 0.1},
+        {"module__hidden_layer_sizes": (4, 4)},
+        {"batch_size": -1, "max_epochs": 100},
+        {"iterator_train__drop_last": True},
+        {"iterator_train__shuffle": False},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_skorch(options):
+    assert make(**options).fit(X, y).score(X, y) > 0.9
+
+
+def test_parameters_are_those_of_the_constructor_alone():
+    net = make(module__hidden_layer_sizes=(4,))
+    before = set(net.get_params(deep=False))
+    assert not any(name.startswith("_") or name.endswith("_") for name in before)
+    assert set(net.fit(X, y).get_params(deep=False)) == before
+    assert {"module", "lr", "random_state", "class_weight", "module__hidden_layer_sizes"} <= before
+
+
+def test_fit_parameters_reach_the_module():
+    class Scaled(MLP):
+        def forward(self, features, scale=None):
+            assert scale is not None or not self.training
+            return super().forward(features)
+
+    net = NetClassifier(Scaled, max_epochs=1).fit(X, y, scale=2.0)
+    assert net.predict(X).shape == (40,)
+
+
+def test_set_params_on_a_fitted_net_reinitializes_as_in_skorch():
+    net = make(max_epochs=1).fit(X, y)
+    net.set_params(lr=0.5)
+    assert net.optimizer_.param_groups[0]["lr"] == 0.5
+    net.set_params(module__hidden_layer_sizes=(3,))
+    assert net.module_.layers[1].out_features == 3
