@@ -2,8 +2,8 @@
 
     python benchmarks/cifar10_pipeline.py --data-home DIR
 
-DIR holds ``cifar10.npz`` and the authors' net, ``gradnet_base_cifar10.npz``. The peak is that of the whole process in fit
-and score, libraries and images included; Linux counts it.
+DIR holds ``cifar10.npz`` and the authors' net, ``gradnet_base_cifar10.npz``. The peak is that of the whole process in
+fit and score, libraries and images included; Linux counts it.
 """
 
 import argparse

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--base-epochs", type=_positive, default=4, metavar="N", help="epochs after which the base net is stopped")
     add("--samples", type=int, default=4000, metavar="N", help="at most so many training and test rows; 0 takes all")
-    add("--seeds", type=_positive, default=5, metavar="N", help="number of seeds")
+    add("--seeds", type=_positive, default=4, metavar="N", help="number of seeds")
     add("--device", help="where to compute, such as cpu or cuda")
     add("--jobs", type=int, default=None, metavar="N", help="fits at a time; by default a CPU core each, one on cuda")
     add("--out", default="gradspace-results", metavar="DIR", help="folder for the table, its picture and the pipeline")

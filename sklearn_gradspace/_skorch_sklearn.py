@@ -269,6 +269,28 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
             raise AttributeError(f"{type(self).__name__} has no attribute 'classes_' before fit")
         return np.arange(len(self._labels)) if self._fitting else self._labels
 
+    def get_params_for_optimizer(self, prefix, named_parameters):
+        """Return the arguments of the optimizer; Adam's fused form, up to ten times faster, unless told otherwise.
+
+        Parameters
+        ----------
+        prefix : str
+            Name of the optimizer.
+        named_parameters : iterable of (str, Parameter)
+            What it optimizes.
+
+        Returns
+        -------
+        args : tuple
+            The parameter groups.
+        kwargs : dict
+            All other arguments.
+        """
+        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        if self.optimizer in (torch.optim.Adam, torch.optim.AdamW) and not {"foreach", "capturable"} & kwargs.keys():
+            kwargs.setdefault("fused", True)
+        return args, kwargs
+
     def check_data(self, X, y):
         """Do nothing: `fit` has checked the data."""
 

@@ -26,18 +26,17 @@ CONTENDERS = (GRADNET, ON_ACTIVATIONS, FINE_TUNED, LAST_LAYER)
 
 
 def contender(name: str, net: nn.Module, seed: int, device: str | None) -> tuple[BaseEstimator, dict[str, list]]:
-    """Return the estimator called `name` on the trained base net `net`, and six settings of it to choose from."""
+    """Return the estimator called `name` on the trained base net `net`, and the settings of it to choose from."""
     device = device or "cpu"
     if name == FINE_TUNED:
         tuner = NetClassifier(partial(copy.deepcopy, net), device=device, random_state=seed)
-        return tuner, {"lr": [3e-4, 1e-3, 3e-3], "max_epochs": [10, 30]}
+        return tuner, {"lr": [3e-4, 1e-3, 3e-3, 1e-2], "max_epochs": [20, 60]}
     if name == LAST_LAYER:
         regression = make_pipeline(PenultimateActivations(net), StandardScaler(), LogisticRegression(max_iter=5000))
         return regression, {"logisticregression__C": [1e-3, 1e-2, 1e-1, 1, 10, 100]}
-    gradnet = GradNetClassifier(device=device, random_state=seed)
-    regularization = {"gradnetclassifier__regularization": [0, 1e-5, 1e-4]}
+    gradnet = GradNetClassifier(64, batch_size=64, device=device, random_state=seed)
     if name == ON_ACTIVATIONS:
         pipeline = make_pipeline(PenultimateActivations(net), StandardScaler(), gradnet)
-        return pipeline, regularization | {"gradnetclassifier__max_epochs": [30, 100]}
+        return pipeline, {"gradnetclassifier__max_epochs": [30, 100]}
     pipeline = make_pipeline(GradientFeaturizer(net, device=device), gradnet)
-    return pipeline, regularization | {"gradientfeaturizer__percentile": [15, 30]}
+    return pipeline, {"gradientfeaturizer__percentile": [8, 15, 30]}

@@ -87,7 +87,7 @@ def _draw(made: list[Row], path: Path) -> None:
         axes.plot(row.accuracies, [height] * len(row.accuracies), "|", color=colour, alpha=0.6)
     axes.set_yticks(range(len(made)), [row.contender for row in reversed(made)])
     axes.set_ylim(-0.6, len(made) - 0.4)
-    axes.set_xlabel(f"test accuracy in %; mean, standard deviation and each of {len(made[0].accuracies)} seeds")
+    figure.supxlabel(f"test accuracy in %: mean, standard deviation and each of {len(made[0].accuracies)} seeds")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=150)
 
