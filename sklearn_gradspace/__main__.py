@@ -120,9 +120,12 @@ def _job(options: argparse.Namespace) -> Job:
         _load_weights(net, options.weights)
     try:
         n_outputs = GradientFeaturizer(net, scale=None, device=options.device).fit(data.X[:8]).n_labels_
-        data.split(0, options.samples, base_half=not options.weights)
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
+    try:
+        data.split(0, options.samples, base_half=not options.weights)
+    except ValueError as error:
+        raise InputError(f"{options.data}: too few rows to split by class; see --samples ({error})") from error
     if n_outputs < n_classes:
         raise InputError(f"the base net has {n_outputs} outputs, but {options.data} has {n_classes} classes.")
     return Job(

@@ -186,7 +186,7 @@ def test_gradnet_knows_the_blocks_it_was_fitted_to():
 
 @pytest.mark.parametrize(
     ("weight", "message"),
-    [(np.zeros(12), "at least one non-zero"), (-np.ones(12), "[Nn]egative"), (np.ones(11), r"sample_weight")],
+    [(np.zeros(12), "zero"), (-np.ones(12), "[Nn]egative"), (np.ones(11), r"sample_weight")],
 )
 def test_sample_weights(weight, message):
     with pytest.raises(ValueError, match=message):

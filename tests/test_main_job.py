@@ -82,7 +82,7 @@ def test_ones_own_net_trained_here_or_before(capsys, monkeypatch):
         (["--weights", "other.safetensors"], "they do not fit the net"),
         (["--weights", "text.npz"], "they do not fit the net"),
         (["--device", "nowhere"], "device='nowhere' cannot be used"),
-        (["--samples", "7"], "classes"),
+        (["--samples", "7"], "too few rows to split by class"),
         (["--out", "text.npz"], "text.npz"),
     ],
 )

@@ -6,6 +6,7 @@ rule a parameter takes is tried out once: each row's gradient has to be autograd
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -131,14 +132,22 @@ class _Truth:
 
     rows: list[Gradients]
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude of any entry."""
+        return max(_size(gradient) for row in self.rows for gradient in row.values())
+
     def agrees(self, name: str, gradients: Tensor | None, rounding: float) -> bool:
         """Whether `gradients` of shape (n, 1, ...) are the true ones, where zero is up to rounding of the largest."""
         if gradients is None or gradients.shape != (len(self.rows), 1, *self.rows[0][name].shape):
             return False
-        largest = max(g.abs().max() for row in self.rows for g in row.values())
-        size = max(row[name].abs().max() for row in self.rows)
-        error = max((mine[0] - row[name]).abs().max() for mine, row in zip(gradients, self.rows))
-        return bool(error <= rounding * (1e3 * size + largest))
+        size = max(_size(row[name]) for row in self.rows)
+        error = max(_size(mine[0] - row[name]) for mine, row in zip(gradients, self.rows))
+        return error <= rounding * (1e3 * size + self.largest)
+
+
+def _size(tensor: Tensor) -> float:
+    return torch.linalg.vector_norm(tensor, torch.inf).item()
 
 
 def _autograd(logits: Tensor, parameters: Gradients, cotangent: Tensor) -> Gradients:
