@@ -147,7 +147,7 @@ class _Truth:
 
 
 def _size(tensor: Tensor) -> float:
-    return torch.linalg.vector_norm(tensor, torch.inf).item()
+    return torch.linalg.vector_norm(tensor, torch.inf).item() if tensor.numel() else 0.0
 
 
 def _autograd(logits: Tensor, parameters: Gradients, cotangent: Tensor) -> Gradients:
