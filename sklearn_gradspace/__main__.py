@@ -79,7 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         "training rows, which it should not have seen, are for GradNet and the controls",
     )
     add("--base-epochs", type=_positive, default=4, metavar="N", help="epochs after which the base net is stopped")
-    add("--samples", type=int, default=4000, metavar="N", help="at most so many training and test rows; 0 takes all")
+    add(
+        "--samples",
+        type=_not_negative,
+        default=4000,
+        metavar="N",
+        help="at most so many training and test rows; 0 takes all",
+    )
     add("--seeds", type=_positive, default=4, metavar="N", help="number of seeds")
     add("--device", help="where to compute, such as cpu or cuda")
     add("--jobs", type=int, default=None, metavar="N", help="fits at a time; by default a CPU core each, one on cuda")
@@ -91,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
 def _jobs(options: argparse.Namespace) -> int:
     on_cpu = options.device in (None, "cpu")
     return options.jobs or (cpu_count() if on_cpu else 1)
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is a negative number")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -126,7 +139,7 @@ def _job(options: argparse.Namespace) -> Job:
         data.split(0, options.samples, base_half=not options.weights)
     except ValueError as error:
         raise InputError(f"{options.data}: too few rows to split by class; see --samples ({error})") from error
-    if n_outputs < n_classes:
+    if n_outputs != n_classes:
         raise InputError(f"the base net has {n_outputs} outputs, but {options.data} has {n_classes} classes.")
     return Job(
         data,

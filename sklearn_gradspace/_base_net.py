@@ -11,7 +11,7 @@ from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 from torch import nn
 
-from ._skorch_sklearn import NetClassifier
+from ._net_classifier import NetClassifier
 from .modules import MLP
 
 
@@ -33,7 +33,10 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
     """Return the trained module for the parameter `net`, training one on (X, y) where that is asked for."""
     module = trained_module(net)
     if module is not None:
+        _check_returns_logits(net)
         return module
+    if isinstance(net, FrozenEstimator) and not isinstance(net.estimator, NeuralNet):
+        raise TypeError(f"net must hold a torch Module or a skorch net, not a {type(net.estimator).__name__}.")
     if isinstance(net, (NeuralNet, FrozenEstimator)):
         raise NotFittedError(
             "net is a skorch net that is not fitted: fit it first and pass it, its .module_, or "
@@ -49,7 +52,18 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
         sizes = {"module__n_features": prod(X.shape[1:])}
         classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu", **sizes)
         return classifier.fit(X.astype(np.float32), y).module_
-    module = trained_module(net(X, y))
+    returned = net(X, y)
+    module = trained_module(returned)
     if module is None:
         raise TypeError("the callable net(X, y) must return a torch Module or a fitted skorch net.")
+    _check_returns_logits(returned)
     return module
+
+
+def _check_returns_logits(net) -> None:
+    net = net.estimator if isinstance(net, FrozenEstimator) else net
+    if isinstance(net, NeuralNet) and isinstance(net.criterion_, nn.NLLLoss):
+        raise ValueError(
+            "net is a skorch net with the criterion NLLLoss, so its module returns probabilities; features are gradients "
+            "of the cross-entropy of logits. Leave the softmax out and train with criterion=CrossEntropyLoss."
+        )

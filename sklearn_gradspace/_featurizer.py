@@ -13,7 +13,7 @@ import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._base_net import resolve_net, trained_classes, trained_module
 from .gradients import SCALES, GradientArray, GradientEngine, GradientFeatures, ScaleStatistics, over_batches, packed
@@ -31,8 +31,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     net : Module, fitted skorch net, FrozenEstimator, callable or None, default=None
-        The base net. A trained one is shared: never copied, changed or trained. A callable ``net(X, y)`` returns a
-        trained one in each `fit`. None trains a small MLP in `fit`.
+        The base net, which returns logits. A trained one is shared: its weights are neither copied nor changed. A
+        callable ``net(X, y)`` returns a trained one in each `fit`. None trains a small MLP in `fit`. In a pickle a
+        skorch net is its module alone.
     percentile : float in (0, 100], default=15
         Percentage of a layer's entries, those of largest magnitude, that stay for a sample and label; the others
         become 0. At 100 all stay.
@@ -49,7 +50,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         Representation of what `transform` returns; the numbers are the same. "lazy" computes rows when they are asked
         for and passes through scikit-learn and skorch as a matrix would.
     batch_size : int or "auto", default="auto"
-        Rows computed at a time. "auto" takes as many as have 64 MiB of gradients.
+        Rows computed at a time. "auto" takes as many as have 64 MiB of gradients, one at least.
     device : str or device, optional
         Where to compute; by default where the net is.
     n_jobs : int, optional
@@ -175,6 +176,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             The features, in the representation of `output`.
         """
         check_is_fitted(self)
+        self._check_parameters()
         X = validate_data(self, _as_array(X), dtype="numeric", allow_nd=True, reset=False)
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
@@ -296,9 +298,10 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         return twin
 
     def __getstate__(self) -> dict:
+        # Of a skorch net the module travels alone; what trained it is not needed, and would not be hashed alike.
         state = super().__getstate__()
-        modules = {name: packed(value) for name, value in state.items() if isinstance(value, nn.Module)}
-        return state | modules
+        modules = {name: trained_module(value) for name, value in state.items()}
+        return state | {name: packed(module) for name, module in modules.items() if module is not None}
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

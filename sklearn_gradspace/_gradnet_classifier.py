@@ -3,18 +3,20 @@
 Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves.
 """
 
+from collections.abc import Mapping
 from numbers import Integral
 
 import torch
+from scipy.sparse import issparse
 from sklearn.utils.validation import validate_data
+from skorch.utils import is_dataset
 from torch import Tensor, nn
 
+from ._net_classifier import NetClassifier
 from ._rows import RowDataset, WeightedRows
-from ._skorch_sklearn import NetClassifier
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import GradientArray
 from .modules import GradNet
-from .modules._gradnet import ACTIVATIONS
 
 _AUTO_LR = 0.05
 
@@ -143,10 +145,14 @@ class GradNetClassifier(NetClassifier):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if reset:
                 self._set_dtype(X.dtype)
-                self._data_device = X.device
+        elif is_dataset(X) or (isinstance(X, Mapping) and not issparse(X)):
+            raise TypeError(
+                f"X must be gradient features, as a GradientArray or a matrix, not as a {type(X).__name__}."
+            )
         else:
             X = super()._validate_X(X, reset)
         if reset:
+            self._data_device = X.compute_device if isinstance(X, GradientArray) else torch.device("cpu")
             self._lay_out(X)
         elif isinstance(X, GradientArray) and (X.n_labels, X.blocks) != (self.n_labels_, self.blocks_):
             raise ValueError(
@@ -171,8 +177,8 @@ class GradNetClassifier(NetClassifier):
         self.blocks_ = blocks_of_sizes(self.blocks, self.n_features_in_ // self.n_labels_)
 
     def _module_sizes(self) -> dict:
-        if isinstance(self.activation, str) and self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation={self.activation!r} is none of {', '.join(ACTIVATIONS)}.")
+        if self.criterion is nn.NLLLoss or isinstance(self.criterion, nn.NLLLoss):
+            raise ValueError("criterion=NLLLoss takes probabilities, but GradNet returns logits: use CrossEntropyLoss.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} is not in [0, 1).")
         if not self.regularization >= 0:
@@ -220,6 +226,25 @@ class GradNetClassifier(NetClassifier):
             args, kwargs = (groups,), {name: value for name, value in kwargs.items() if name != "lr"}
         return args, kwargs
 
+    def set_params(self, **params):
+        """Set parameters of the net, its module, criterion, optimizer and callbacks.
+
+        Parameters
+        ----------
+        **params : dict
+            Names as :meth:`get_params` gives them.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
+        if self.initialized_ and params.get("lr") == "auto":
+            # skorch would hand the word to the optimizer that is there.
+            self.lr = params.pop("lr")
+            self._initialize_optimizer(reason="Re-initializing optimizer because lr was set to 'auto'.")
+        return super().set_params(**params)
+
     def infer(self, x, **fit_params):
         """Apply the module: to one random view of each row in training, else to all views, whose outputs are summed.
 
@@ -245,7 +270,7 @@ class GradNetClassifier(NetClassifier):
     def _view(self, x, labels: Tensor | None = None) -> Tensor:
         """Return features of shape (n, n_params) for `labels`, or (n, n_labels, n_params) for all labels."""
         if isinstance(x, GradientArray):
-            return x.view(labels)
+            return x.view(labels).to(self._dtype)
         views = torch.as_tensor(x, dtype=self._dtype).unflatten(1, (self.n_labels_, -1))
         return views if labels is None else views[torch.arange(len(views)), labels]
 

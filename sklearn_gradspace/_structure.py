@@ -48,9 +48,9 @@ def blocks_of_sizes(blocks: Sequence[int | Block] | None, n_features: int) -> tu
         return (Block("features", (n_features,), 0),)
     made, start = [], 0
     for i, block in enumerate(blocks):
-        size = block.size if isinstance(block, Block) else int(block)
-        made.append(Block(block.name if isinstance(block, Block) else f"block{i}.features", (size,), start))
-        start += size
+        name, shape = (block.name, block.shape) if isinstance(block, Block) else (f"block{i}.features", (int(block),))
+        made.append(Block(name, shape, start))
+        start += made[-1].size
     if start != n_features:
         raise ValueError(f"blocks add up to {start} features, but there are {n_features} for each candidate label.")
     return tuple(made)

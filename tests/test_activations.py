@@ -7,7 +7,7 @@ from asserts import assert_close, untouched
 from sklearn.base import clone
 from torch import nn
 
-from sklearn_gradspace._activations import PenultimateActivations
+from sklearn_gradspace._main_job._activations import PenultimateActivations
 from sklearn_gradspace.modules import MLP
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
-from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import Block, GradientArray
 from sklearn_gradspace.gradients import _memory as memory
 from sklearn_gradspace.modules import MLP

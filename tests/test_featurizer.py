@@ -16,7 +16,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from sklearn_gradspace import GradientFeaturizer
-from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import GradientArray
 from sklearn_gradspace.modules import MLP
 
@@ -185,5 +185,5 @@ def test_verbose_shows_a_bar_and_the_default_is_silent(net, X, capsys):
 
 def test_runs_where_it_is_told(device, X):
     lazy = GradientFeaturizer(make_net(), device=device).fit_transform(X)
-    assert lazy.device.type == device.type
+    assert lazy.compute_device.type == device.type
     assert_close(lazy.toarray(), GradientFeaturizer(make_net(), output="dense").fit_transform(X), 1e-7)

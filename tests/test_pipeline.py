@@ -18,7 +18,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
-from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import GradientArray
 from sklearn_gradspace.modules import MLP
 

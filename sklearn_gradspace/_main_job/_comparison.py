@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 from torch import nn
 from tqdm.auto import tqdm
 
-from .._skorch_sklearn import NetClassifier
+from .._net_classifier import NetClassifier
 from ..gradients import shared_copy
 from ._contenders import BASE, CONTENDERS, contender
 from ._data import Data, Split
@@ -73,7 +73,7 @@ class Job:
         """Return the base net and the rows of one seed."""
         split = self.data.split(seed, self.samples, base_half=not self.trained)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             net = self.make_net()
         if not self.trained:
             trainer = NetClassifier(

@@ -12,10 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from .._activations import PenultimateActivations
 from .._featurizer import GradientFeaturizer
 from .._gradnet_classifier import GradNetClassifier
-from .._skorch_sklearn import NetClassifier
+from .._net_classifier import NetClassifier
+from ._activations import PenultimateActivations
 
 BASE = "base net"
 GRADNET = "GradNet on gradients"

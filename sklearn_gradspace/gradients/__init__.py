@@ -5,8 +5,9 @@ from ._blocks import Block
 from ._engine import GradientEngine
 from ._features import GradientFeatures
 from ._passes import over_batches
+from ._rules import ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
-from ._sharing import PackedModule, packed, shared_copy
+from ._sharing import packed, shared_copy
 
 __all__ = [
     "SCALES",
@@ -14,7 +15,7 @@ __all__ = [
     "GradientArray",
     "GradientEngine",
     "GradientFeatures",
-    "PackedModule",
+    "ParameterRule",
     "ScaleStatistics",
     "Scaler",
     "over_batches",

@@ -37,6 +37,7 @@ class GradientArray:
     """
 
     ndim = 2
+    device = "cpu"  # in the sense of the array API: what leaves as an array is NumPy's
     max_bytes = 2**32
 
     def __init__(self, features: GradientFeatures, X: np.ndarray) -> None:
@@ -63,7 +64,7 @@ class GradientArray:
         return np.dtype(str(self.features.engine.feature_dtype).removeprefix("torch."))
 
     @property
-    def device(self) -> torch.device:
+    def compute_device(self) -> torch.device:
         """Where the features are computed."""
         return self.features.engine.device
 
@@ -81,7 +82,7 @@ class GradientArray:
         return len(self.X)
 
     def __repr__(self) -> str:
-        return f"<GradientArray of shape {self.shape}, {self.n_labels} labels, dtype {self.dtype}, on {self.device}>"
+        return f"<GradientArray of shape {self.shape}, {self.n_labels} labels, {self.dtype}, computed on {self.compute_device}>"
 
     def __getitem__(self, index):
         """Return rows as a lazy array, or anything narrower as an ndarray."""
@@ -98,6 +99,10 @@ class GradientArray:
             return taken
         pairs = isinstance(rows, np.ndarray) and np.ndim(columns) == 1
         return np.asarray(taken)[np.arange(len(taken)) if pairs else slice(None), columns]
+
+    def take(self, indices, axis: int = 0, out=None, mode: str = "raise"):
+        """Return rows, as NumPy's function of the name expects it; along the other axis an ndarray."""
+        return self[indices] if axis == 0 else np.asarray(self).take(indices, axis, out, mode)
 
     def view(self, labels: Tensor | None = None) -> Tensor:
         """Compute features of all rows at once, on the device.

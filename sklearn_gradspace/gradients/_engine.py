@@ -16,7 +16,7 @@ from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass
 from ._logits import checked_logits
 from ._rules import RULES, ParameterRule, choose_rules, loop
-from ._sharing import packed, shared_copy
+from ._sharing import packed, shared_copy, usable
 
 _PROBE_ROWS = 4
 
@@ -29,7 +29,7 @@ class GradientEngine:
     net : Module
         Trained net, from (n, ...) to logits of shape (n, n_labels). It is shared and never changed.
     sample : ndarray of shape (n, ...)
-        Rows of data, the first few of which decide on the rules.
+        Rows of data, a few of which decide on the rules.
     layers : str or sequence of str
         Which parameters; see :func:`choose_parameters`.
     device : device, optional
@@ -57,7 +57,8 @@ class GradientEngine:
         self.n_params = sum(block.size for block in self.blocks)
         self._layers = list(dict.fromkeys(block.layer for block in self.blocks))
         self._attach()
-        self.n_labels, self.rules, self._signature = self._try_out(sample[:_PROBE_ROWS])
+        spread = np.linspace(0, len(sample) - 1, min(_PROBE_ROWS, len(sample)), dtype=int)
+        self.n_labels, self.rules, self._signature = self._try_out(sample[spread])
 
     def _attach(self) -> None:
         self.module = shared_copy(self.net, self._target)
@@ -70,12 +71,13 @@ class GradientEngine:
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
+        self._target = None if self._target is None else usable(self._target)
         self._attach()
 
     def fork(self) -> "GradientEngine":
         """Return an engine on the same net for another thread."""
         twin = object.__new__(GradientEngine)
-        twin.__setstate__(vars(self))
+        vars(twin).update(vars(self), module=shared_copy(self.module))
         return twin
 
     @property
@@ -135,7 +137,7 @@ class GradientEngine:
         except ValueError:
             raise
         except Exception as error:  # whatever a user's forward may raise
-            way_out = "Give it samples of the shape it was made for."
+            way_out = "Give it samples of the shape it was made for; they are cast to its precision."
             if self.dtype in (torch.float16, torch.bfloat16):
                 way_out = "Where the device lacks this precision, call net.float() or choose another device."
             raise ValueError(

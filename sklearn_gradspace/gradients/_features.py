@@ -37,6 +37,14 @@ class GradientFeatures:
     power: float | None = None
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        if self.scaler is not None:
+            object.__setattr__(self, "scaler", self.scaler.to(self.engine.device))
+
+    def __reduce__(self):
+        # By way of the constructor: where the engine finds itself is where the scaler has to be.
+        return GradientFeatures, (self.engine, self.percentile, self.scaler, self.power, self.batch_size)
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The columns of each parameter, within one candidate label."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -91,12 +92,14 @@ def forward_pass(module: nn.Module, layers: Iterable[str], inputs: Tensor, label
 
 @contextmanager
 def captured(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[LayerCall | None]]]:
-    """Record the calls of `layers`, with gradients on."""
+    """Record the calls of `layers` in this thread, with gradients on."""
     calls: dict[str, list[LayerCall | None]] = {name: [] for name in layers}
+    thread = get_ident()
 
     def record_as(name: str):
         def record(layer: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            calls[name].append(_layer_call([*args, *kwargs.values()], output))
+            if get_ident() == thread:
+                calls[name].append(_layer_call([*args, *kwargs.values()], output))
 
         return record
 

@@ -36,7 +36,12 @@ class Scaler:
     def __reduce__(self):
         # As arrays, which joblib maps into workers and hashes alike everywhere.
         tensors = (self.divisor, self.offset, self.rounding)
-        return _unpack, (str(self.divisor.device), *(None if t is None else t.cpu().numpy() for t in tensors))
+        return _unpack, tuple(None if t is None else t.cpu().numpy() for t in tensors)
+
+    def to(self, device: torch.device) -> "Scaler":
+        """Return the scaler on `device`."""
+        tensors = (self.divisor, self.offset, self.rounding)
+        return Scaler(*(None if t is None else t.to(device) for t in tensors))
 
     def __call__(self, gradients: Tensor) -> Tensor:
         """Scale `gradients` of shape (..., n_params) in place and return them."""
@@ -48,8 +53,8 @@ class Scaler:
         return gradients.div_(self.divisor).masked_fill_(zeros, 0)
 
 
-def _unpack(device: str, *arrays: np.ndarray | None) -> Scaler:
-    return Scaler(*(None if array is None else tensor_of(array).to(device) for array in arrays))
+def _unpack(*arrays: np.ndarray | None) -> Scaler:
+    return Scaler(*(None if array is None else tensor_of(array) for array in arrays))
 
 
 class ScaleStatistics:
@@ -74,8 +79,8 @@ class ScaleStatistics:
         if self.scale in ("minmax", "maxabs"):
             found._minimum, found._maximum = gradients.aminmax(dim=0)
         else:
-            # In float64, so that the size of the batches does not show.
-            found._squares = gradients.square().sum(0, dtype=torch.float64)
+            # In float64, so that the size of the batches does not show, and nothing underflows.
+            found._squares = gradients.double().square().sum(0)
             found._counts = gradients.count_nonzero(0)
         return found
 

@@ -14,15 +14,24 @@ from torch import Tensor, nn
 
 
 def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """Return a copy of the structure of `net`, in evaluation mode, over the same memory.
+    """Return a copy of the structure of `net`, in evaluation mode, over the same weights.
 
-    Modules are new objects and tensors are aliases, so that hooks, modes, flags and ``.grad`` are the copy's own while
-    the weights exist once. On another `device` the copy has weights of its own.
+    Modules are new objects and parameters are aliases, so that hooks, modes, flags and ``.grad`` are the copy's own
+    while the weights exist once; buffers, which a forward pass may write to, are copied. On another `device` the copy
+    has weights of its own.
     """
     with torch.inference_mode(False):
-        # What was made in inference mode cannot be differentiated; a clone of it can.
-        aliases = {id(t): (t.clone() if t.is_inference() else t.detach()).to(device) for t in _tensors(net)}
-        return copy.deepcopy(net, {id(t): _like(t, aliases[id(t)]) for t in _tensors(net)}).eval()
+        memo = {id(t): _like(t, _alias(t).to(device)) for t in _tensors(net)}
+        return copy.deepcopy(net, memo).eval()
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """Return `device`, or the CPU with a warning where a CUDA device is meant and there is none."""
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        warnings.warn(f"this was on {device}, and no CUDA device is there: it continues on the CPU.", stacklevel=2)
+        return torch.device("cpu")
+    return device
 
 
 def packed(net: nn.Module) -> "PackedModule":
@@ -46,20 +55,24 @@ class PackedModule:
 
     def __reduce__(self):
         net = self._net()
-        skeleton = copy.deepcopy(net, {id(t): _like(t, t.detach().to("meta")) for t in _tensors(net)})
-        arrays = [_to_bytes(t) for t in _tensors(net)]
+        skeleton = copy.deepcopy(net, {id(t): _like(t, _dense(t).to("meta")) for t in _tensors(net)})
+        arrays, devices = [_to_bytes(t) for t in _tensors(net)], [str(t.device) for t in _tensors(net)]
         # joblib recognises an array that it has seen by its identity: unchanged tensors keep their array.
         if len(arrays) == len(self._arrays):
             arrays = [old if _is_same(old, new) else new for old, new in zip(self._arrays, arrays)]
         self._arrays = arrays
-        return _unpack, (skeleton, arrays)
+        return _unpack, (skeleton, arrays, devices)
 
 
 _packed: weakref.WeakKeyDictionary[nn.Module, PackedModule] = weakref.WeakKeyDictionary()
 
 
-def _unpack(skeleton: nn.Module, arrays: list[np.ndarray]) -> nn.Module:
-    memo = {id(t): _like(t, _from_bytes(array, t)) for t, array in zip(_tensors(skeleton), arrays)}
+def _unpack(skeleton: nn.Module, arrays: list[np.ndarray], devices: list[str]) -> nn.Module:
+    on = {device: usable(device) for device in devices}
+    memo = {
+        id(t): _like(t, _from_bytes(array, t).to(on[device]))
+        for t, array, device in zip(_tensors(skeleton), arrays, devices)
+    }
     return copy.deepcopy(skeleton, memo)
 
 
@@ -75,9 +88,22 @@ def _like(original: Tensor, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _alias(tensor: Tensor) -> Tensor:
+    # What was made in inference mode cannot be differentiated; a clone of it can.
+    shared = isinstance(tensor, nn.Parameter) and not tensor.is_inference()
+    return tensor.detach() if shared else tensor.detach().clone()
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a contiguous copy if its entries do not fill a block of memory."""
+    fills = torch.ops.aten.is_non_overlapping_and_dense(tensor)
+    return tensor.detach() if fills else tensor.detach().contiguous()
+
+
 def _to_bytes(tensor: Tensor) -> np.ndarray:
     # In the order of memory, so that nothing is copied; as bytes, since NumPy has no bfloat16.
-    return tensor.detach().cpu().permute(_memory_order(tensor)).contiguous().reshape(-1).view(torch.uint8).numpy()
+    dense = _dense(tensor).cpu()
+    return dense.permute(_memory_order(dense)).reshape(-1).view(torch.uint8).numpy()
 
 
 def _from_bytes(array: np.ndarray, like: Tensor) -> Tensor:

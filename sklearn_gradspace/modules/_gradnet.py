@@ -55,6 +55,8 @@ class GradNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not callable(activation) and activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}, nor a callable.")
         self.groups = [list(group) for group in groups]
         self.activation = activation
         self.hidden = nn.ModuleList(

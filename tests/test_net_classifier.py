@@ -10,7 +10,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 from torch import nn
 
-from sklearn_gradspace._skorch_sklearn import NetClassifier
+from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.modules import MLP
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)

@@ -8,7 +8,7 @@ import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import nn
 
-from .gradients import shared_copy
+from ..gradients import shared_copy
 
 
 class PenultimateActivations(TransformerMixin, BaseEstimator):
