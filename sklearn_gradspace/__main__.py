@@ -7,6 +7,7 @@ other half, and prints how they do on held-out rows.
 import argparse
 import importlib
 import os
+import pickle
 import sys
 import time
 from functools import partial
@@ -30,8 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         job = _job(options)
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
-    except (InputError, OSError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: --out {options.out}: {error}", file=sys.stderr)
         return 2
     start = time.perf_counter()
     results = compare(job, options.seeds, _jobs(options), progress=not options.quiet)
@@ -40,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{time.perf_counter() - start:.0f} s. Saved {', '.join(map(str, files))}")
     if not any(file.suffix == ".png" for file in files):
         print("The picture needs matplotlib: pip install 'sklearn-gradspace[plots]'")
-    print(f"The fitted pipeline: joblib.load({str(out / 'pipeline.joblib')!r}).predict(X)")
+    print(f"The fitted pipeline, for samples as the base net takes them: joblib.load({str(out / 'pipeline.joblib')!r})")
     return 0
 
 
@@ -78,17 +82,23 @@ def _parser() -> argparse.ArgumentParser:
         help="weights of a trained base net (.safetensors); it is not trained here, and all "
         "training rows, which it should not have seen, are for GradNet and the controls",
     )
-    add("--base-epochs", type=_positive, default=4, metavar="N", help="epochs after which the base net is stopped")
+    add("--base-epochs", type=positive, default=4, metavar="N", help="epochs after which the base net is stopped")
     add(
         "--samples",
-        type=_not_negative,
+        type=not_negative,
         default=4000,
         metavar="N",
         help="at most so many training and test rows; 0 takes all",
     )
-    add("--seeds", type=_positive, default=4, metavar="N", help="number of seeds")
+    add("--seeds", type=positive, default=4, metavar="N", help="number of seeds")
     add("--device", help="where to compute, such as cpu or cuda")
-    add("--jobs", type=int, default=None, metavar="N", help="fits at a time; by default a CPU core each, one on cuda")
+    add(
+        "--jobs",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="fits at a time; by default a CPU core each, one on cuda",
+    )
     add("--out", default="gradspace-results", metavar="DIR", help="folder for the table, its picture and the pipeline")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -99,14 +109,14 @@ def _jobs(options: argparse.Namespace) -> int:
     return options.jobs or (cpu_count() if on_cpu else 1)
 
 
-def _not_negative(text: str) -> int:
+def not_negative(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is a negative number")
     return number
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
@@ -129,6 +139,10 @@ def _job(options: argparse.Namespace) -> Job:
         raise InputError(f"--net {options.net}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(net, nn.Module):
         raise InputError(f"--net {options.net}: it returned {type(net).__name__}, not a torch Module.")
+    try:
+        pickle.dumps(net)
+    except Exception as error:  # whatever a user's module may hold
+        raise InputError(f"--net {options.net}: the net cannot be pickled, which workers need: {error}") from error
     if options.weights:
         _load_weights(net, options.weights)
     try:
@@ -158,7 +172,7 @@ def _factory(name: str):
     sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"--net {name}: {error}.") from error
     return factory
 

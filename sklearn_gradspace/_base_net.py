@@ -6,6 +6,7 @@ A parameter `net` and training data enter; a trained module leaves.
 from math import prod
 
 import numpy as np
+import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
@@ -31,7 +32,11 @@ def trained_classes(net) -> np.ndarray | None:
 
 def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) -> nn.Module:
     """Return the trained module for the parameter `net`, training one on (X, y) where that is asked for."""
+    if isinstance(net, type):
+        raise TypeError(f"net is the class {net.__name__}: pass a trained instance of it.")
     module = trained_module(net)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("net is a ScriptModule, whose layers cannot be looked into: pass the module it was made from.")
     if module is not None:
         _check_returns_logits(net)
         return module
@@ -52,7 +57,7 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
         sizes = {"module__n_features": prod(X.shape[1:])}
         classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu", **sizes)
         return classifier.fit(X.astype(np.float32), y).module_
-    returned = net(X, y)
+    returned = net(X.astype(np.float32) if X.dtype == np.float64 else X, y)
     module = trained_module(returned)
     if module is None:
         raise TypeError("the callable net(X, y) must return a torch Module or a fitted skorch net.")
@@ -64,6 +69,6 @@ def _check_returns_logits(net) -> None:
     net = net.estimator if isinstance(net, FrozenEstimator) else net
     if isinstance(net, NeuralNet) and isinstance(net.criterion_, nn.NLLLoss):
         raise ValueError(
-            "net is a skorch net with the criterion NLLLoss, so its module returns probabilities; features are gradients "
-            "of the cross-entropy of logits. Leave the softmax out and train with criterion=CrossEntropyLoss."
+            "net is a skorch net with the criterion NLLLoss, so its module returns probabilities; features are "
+            "gradients of the cross-entropy of logits. Leave the softmax out, and train with CrossEntropyLoss."
         )

@@ -9,13 +9,13 @@ from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 from torch import Tensor
 
 from ._base_net import resolve_net, trained_classes, trained_module
+from ._skorch_sklearn import check_device
 from .gradients import SCALES, GradientArray, GradientEngine, GradientFeatures, ScaleStatistics, over_batches, packed
 
 _OUTPUTS = ("lazy", "dense", "csr")
@@ -32,8 +32,8 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     ----------
     net : Module, fitted skorch net, FrozenEstimator, callable or None, default=None
         The base net, which returns logits. A trained one is shared: its weights are neither copied nor changed. A
-        callable ``net(X, y)`` returns a trained one in each `fit`. None trains a small MLP in `fit`. In a pickle a
-        skorch net is its module alone.
+        callable ``net(X, y)``, which gets floats in single precision, returns a trained one in each `fit`. None trains
+        a small MLP in `fit`. In a pickle a skorch net is its module alone.
     percentile : float in (0, 100], default=15
         Percentage of a layer's entries, those of largest magnitude, that stay for a sample and label; the others
         become 0. At 100 all stay.
@@ -48,7 +48,8 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         matched with parameter names as file names are. Frozen parameters have none.
     output : {"lazy", "dense", "csr"}, default="lazy"
         Representation of what `transform` returns; the numbers are the same. "lazy" computes rows when they are asked
-        for and passes through scikit-learn and skorch as a matrix would.
+        for and passes through scikit-learn and skorch as a matrix would. It alone tells GradNetClassifier which columns
+        belong to which label and layer; beside the others, give that `n_labels` and `blocks`.
     batch_size : int or "auto", default="auto"
         Rows computed at a time. "auto" takes as many as have 64 MiB of gradients, one at least.
     device : str or device, optional
@@ -256,17 +257,13 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             )
         if self.scale not in SCALES:
             raise ValueError(f"scale={self.scale!r} is none of {', '.join(map(repr, SCALES))}.")
-        if self.power is not None and not (isinstance(self.power, Real) and self.power > 0):
+        if self.power is not None and not (isinstance(self.power, Real) and 0 < self.power < np.inf):
             raise ValueError(f"power={self.power!r} is neither a positive number nor None.")
         if self.output not in _OUTPUTS:
             raise ValueError(f"output={self.output!r} is none of {', '.join(_OUTPUTS)}.")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, Integral) and self.batch_size > 0):
             raise ValueError(f"batch_size={self.batch_size!r} is neither a positive integer nor 'auto'.")
-        if self.device is not None:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError, NotImplementedError) as error:
-                raise ValueError(f"device={self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        check_device(self.device)
 
     def _check_labels(self, y, n_labels: int) -> None:
         if y is None or type_of_target(y) not in ("binary", "multiclass"):

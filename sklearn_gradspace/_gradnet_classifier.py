@@ -3,11 +3,12 @@
 Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves.
 """
 
-from collections.abc import Mapping
-from numbers import Integral
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 
 import torch
 from scipy.sparse import issparse
+from sklearn.utils import check_scalar
 from sklearn.utils.validation import validate_data
 from skorch.utils import is_dataset
 from torch import Tensor, nn
@@ -41,9 +42,11 @@ class GradNetClassifier(NetClassifier):
     dropout : float, default=0.0
         Probability with which a hidden unit is left out in training.
     n_labels : int, optional
-        Number of candidate labels in the columns. A lazy array tells it; for plain arrays it is 1 by default.
+        Number of candidate labels in the columns. A lazy array tells it. For a plain array, such as dense or sparse
+        gradient features, it is 1 by default: all columns are then one view.
     blocks : sequence of int or of Block, optional
-        Sizes of the layers' gradients within a candidate label. A lazy array tells them; for plain arrays it is one.
+        Sizes of the layers' gradients within a candidate label. A lazy array tells them; for plain arrays all columns
+        are one block by default.
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes in the loss.
     lr : float or "auto", default="auto"
@@ -179,13 +182,15 @@ class GradNetClassifier(NetClassifier):
     def _module_sizes(self) -> dict:
         if self.criterion is nn.NLLLoss or isinstance(self.criterion, nn.NLLLoss):
             raise ValueError("criterion=NLLLoss takes probabilities, but GradNet returns logits: use CrossEntropyLoss.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} is not in [0, 1).")
-        if not self.regularization >= 0:
-            raise ValueError(f"regularization={self.regularization!r} is negative.")
+        check_scalar(self.dropout, "dropout", Real, min_val=0, max_val=1, include_boundaries="left")
+        check_scalar(self.regularization, "regularization", Real, min_val=0, max_val=1e30)
+        check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
+        if self.lr != "auto":
+            check_scalar(self.lr, "lr", Real, min_val=0)
         groups = group_columns(self.blocks_, self.structure)
         sizes = [self.hidden_sizes] * len(groups) if isinstance(self.hidden_sizes, Integral) else self.hidden_sizes
-        if len(sizes) != len(groups) or any(size < 1 for size in sizes):
+        known = isinstance(sizes, Sequence) and all(isinstance(size, Integral) and size > 0 for size in sizes)
+        if not known or len(sizes) != len(groups):
             raise ValueError(
                 f"hidden_sizes={self.hidden_sizes!r} must be a positive integer or one for each of the {len(groups)} "
                 f"groups of structure={self.structure!r}."

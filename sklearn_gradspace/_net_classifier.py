@@ -174,6 +174,9 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
                 NeuralNetClassifier.partial_fit(self, X, y, _routing_method=method, **fit_params)
             finally:
                 del self._fitting
+        losses = self.history[-1:, "train_loss"] if self.history else []
+        if not np.isfinite(losses).all():
+            raise ValueError(f"training diverged, the loss is {losses[0]}: use a smaller lr, or scale the input.")
         return self
 
     def _validate(self, X, y, classes, reset):
@@ -237,6 +240,9 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
         if self.class_weight is not None:
             codes = self.class_weight
             if isinstance(codes, Mapping):
+                unknown = sorted(set(codes) - set(self._labels.tolist()), key=str)
+                if unknown or min(codes.values()) < 0:
+                    raise ValueError(f"class_weight has negative weights, or labels that y does not: {unknown}.")
                 codes = {i: codes.get(label, 1.0) for i, label in enumerate(self._labels.tolist())}
             weight = weight * compute_sample_weight(codes, y)
         rows = np.flatnonzero(weight)

@@ -21,6 +21,14 @@ from ._rows import RowDataset, WeightedRows, whole_batch
 _random_state_lock = RLock()
 
 
+def check_device(device: torch.device | str | None) -> None:
+    """Raise ValueError where nothing can be computed on `device`; None is any."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
 class SklearnNetMixin:
     """Parameters, random state, batches and pickles of a skorch net, as scikit-learn has them."""
 
@@ -107,6 +115,7 @@ class SklearnNetMixin:
 
     @property
     def _run_device(self) -> torch.device:
+        check_device(self.device)
         return torch.device(self.device or getattr(self, "_data_device", "cpu"))
 
     @contextmanager

@@ -35,6 +35,11 @@ def group_columns(blocks: Sequence[Block], structure: str | Sequence[Sequence[st
                 f"structure={structure!r} is none of {', '.join(groupings)}; or give a list of lists of layer names."
             )
         structure = groupings[structure]
+    listed = isinstance(structure, Sequence) and all(
+        isinstance(g, Sequence) and not isinstance(g, str) for g in structure
+    )
+    if not listed or not structure:
+        raise ValueError(f"structure={structure!r} is neither a name nor a list of lists of layer names.")
     known = {block.name: [block] for block in blocks} | layers
     missing = [name for group in structure for name in group if name not in known]
     if missing or not all(structure):

@@ -11,6 +11,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def device():
     """The device of the environment variable GRADSPACE_TEST_DEVICE, by default the CPU."""

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from skorch import NeuralNetClassifier
+from skorch.dataset import Dataset
 from torch import nn
 
 from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
@@ -43,6 +47,11 @@ def frozen():
         (nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, track_running_stats=False)), "layer '1' mixes the rows"),
         (MLP(7, 3), r"cannot compute samples of shape \(6,\)"),
         (nn.Flatten(), "net has no parameters"),
+        (nn.Sequential(MLP(6, 3), nn.Softmax(-1)), "net returns probabilities"),
+        (nn.Sequential(nn.LazyLinear(3)), "parameters without values, 0.weight"),
+        (Returns(lambda z: z.detach()), "cannot be differentiated"),
+        (Returns(lambda z: z.long()), "must return real logits"),
+        (Returns(lambda z: z.cumsum(0)), "mixes the rows of a batch"),
         (frozen(), "all parameters of net are frozen"),
     ],
 )
@@ -65,6 +74,11 @@ def test_nets(net, message):
         ({"device": "nowhere"}, ValueError, r"device='nowhere' cannot be used"),
         ({"layers": "conv*"}, ValueError, r"no trainable parameter matches 'conv\*'. Trainable are layers.1.weight"),
         ({"net": "resnet18"}, TypeError, r"net must be a torch Module"),
+        ({"net": MLP}, TypeError, r"net is the class MLP: pass a trained instance"),
+        ({"net": FrozenEstimator(LogisticRegression())}, TypeError, r"not a LogisticRegression"),
+        ({"layers": []}, ValueError, r"layers=\[\] is neither"),
+        ({"layers": 3}, ValueError, r"layers=3 is neither"),
+        ({"power": float("inf")}, ValueError, r"power=inf"),
         ({"net": lambda X, y: None}, TypeError, r"must return a torch Module"),
     ],
 )
@@ -104,6 +118,26 @@ def test_labels_unknown_to_the_base_net():
         GradientFeaturizer(classifier).fit(X, np.array(["a", "b", "d"])[y])
     with pytest.raises(ValueError, match=r"unknown to the base net: \[3, 4, 5\]"):
         GradientFeaturizer(MLP(6, 3)).fit(X, np.arange(12) % 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_script_module():
+    with pytest.raises(TypeError, match="net is a ScriptModule"):
+        GradientFeaturizer(torch.jit.trace(MLP(6, 3), torch.zeros(1, 6))).fit(X)
+
+
+def test_a_skorch_net_that_returns_probabilities():
+    net = NeuralNetClassifier(nn.Sequential(MLP(6, 3), nn.Softmax(-1)), max_epochs=1, verbose=0, train_split=None).fit(
+        X, y
+    )
+    with pytest.raises(ValueError, match=r"criterion NLLLoss.*train with CrossEntropyLoss"):
+        GradientFeaturizer(net).fit(X)
+
+
+@pytest.mark.parametrize("data", [Dataset(X, y), {"X": X}])
+def test_gradnet_takes_features_alone(data):
+    with pytest.raises(TypeError, match="X must be gradient features"):
+        GradNetClassifier().fit(data, y)
 
 
 def test_one_class_cannot_train_a_base_net():
@@ -159,8 +193,21 @@ def test_densifying_beyond_the_memory_that_is_free(monkeypatch, output):
         ({"activation": "relu6"}, "activation='relu6' is none of relu"),
         ({"hidden_sizes": 0}, "hidden_sizes=0 must be"),
         ({"hidden_sizes": (4, 4)}, r"hidden_sizes=\(4, 4\) must be .* 1 groups"),
-        ({"dropout": 1.0}, "dropout=1.0"),
-        ({"regularization": -1}, "regularization=-1"),
+        ({"dropout": 1.0}, "dropout == 1.0, must be < 1"),
+        ({"regularization": -1}, "regularization == -1, must be >= 0"),
+        ({"regularization": "a"}, "regularization must be an instance of"),
+        ({"dropout": None}, "dropout must be an instance of"),
+        ({"lr": "fast"}, "lr must be an instance of"),
+        ({"max_epochs": 2.5}, "max_epochs must be an instance of"),
+        ({"lr": 1e30}, "training diverged"),
+        ({"structure": []}, r"structure=\[\] is neither"),
+        ({"structure": None}, "structure=None is neither"),
+        ({"hidden_sizes": 2.5}, "hidden_sizes=2.5 must be"),
+        ({"activation": 3}, "activation=3 is none of"),
+        ({"class_weight": {0: -1.0}}, "class_weight has negative weights"),
+        ({"class_weight": {7: 1.0}}, r"class_weight.*\[7\]"),
+        ({"criterion": nn.NLLLoss}, "criterion=NLLLoss takes probabilities"),
+        ({"device": "nowhere"}, "device='nowhere' cannot be used"),
         ({"n_labels": 5}, "n_labels=5 must be a positive integer that divides the 6 columns"),
         ({"n_labels": 2, "blocks": [2, 2]}, "blocks add up to 4 features, but there are 3"),
         ({"not_a_parameter": 1}, "not_a_parameter"),

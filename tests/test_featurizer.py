@@ -87,6 +87,14 @@ def test_samples_of_any_rank():
         featurizer.transform(images[..., :5])
 
 
+def test_nets_of_indices_get_integers():
+    tokens = np.random.default_rng(0).integers(0, 9, (5, 4))
+    net = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(12, 3)).double()
+    features = GradientFeaturizer(net, percentile=100, scale=None, power=None, output="dense").fit_transform(tokens)
+    expected = reference.gradients(net, tokens)
+    assert_close(features.reshape(5, 3, -1), expected[..., : 27 + 36])
+
+
 def test_every_kind_of_trained_net_gives_the_same(X):
     y = np.arange(12) % N_LABELS
     classifier = NetClassifier(MLP, max_epochs=1, random_state=0).fit(X, y)

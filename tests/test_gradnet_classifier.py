@@ -2,6 +2,7 @@
 
 import pickle
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -210,6 +211,38 @@ def test_skorch_callbacks_and_validation_see_true_scores(data, lazy):
     classifier.fit(lazy, y)
     assert classifier.history[-1]["renamed"] > 0.6
     assert classifier.history[-1]["valid_acc"] > 0.6
+
+
+def test_dense_and_lazy_features_are_interchangeable(data, lazy):
+    dense = lazy.toarray()
+    classifier = GradNetClassifier(n_labels=K, blocks=lazy.blocks, max_epochs=2, random_state=0).fit(dense, data[1])
+    assert_close(classifier.predict_proba(lazy), classifier.predict_proba(dense))
+    single = GradientFeaturizer(lazy.features.engine.net.float()).fit_transform(data[0])
+    lazy.features.engine.net.double()
+    assert_close(classifier.predict_proba(single), classifier.predict_proba(dense), 1e-3)
+
+
+def test_lr_auto_can_be_set_on_a_fitted_net(data, lazy):
+    classifier = GradNetClassifier(lr=0.1, max_epochs=1).fit(lazy, data[1]).set_params(lr="auto")
+    assert len(classifier.optimizer_.param_groups) == 6
+    classifier.partial_fit(lazy, data[1])
+
+
+def test_threads_do_not_share_the_random_state(data, lazy):
+    def fit(seed):
+        return GradNetClassifier(random_state=seed, max_epochs=2).fit(lazy, data[1]).predict_proba(lazy)
+
+    with random_state_untouched():
+        in_threads = joblib.Parallel(n_jobs=3, prefer="threads")(joblib.delayed(fit)(seed) for seed in range(6))
+    for seed, proba in enumerate(in_threads):
+        np.testing.assert_array_equal(proba, fit(seed))
+
+
+def test_weights_of_one_change_nothing_beside_weights_of_the_criterion(data, lazy):
+    options = {"random_state": 0, "max_epochs": 1, "lr": 0.0, "criterion__weight": torch.tensor([1.0, 2, 5]).double()}
+    plain = GradNetClassifier(**options).fit(lazy, data[1])
+    weighted = GradNetClassifier(**options).fit(lazy, data[1], sample_weight=np.ones(N))
+    assert weighted.history[-1]["train_loss"] == pytest.approx(plain.history[-1]["train_loss"])
 
 
 def test_training_in_the_precision_of_the_features(data, lazy):

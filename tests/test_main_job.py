@@ -36,7 +36,7 @@ def test_digits(capsys, tmp_path):
     assert {file.name for file in (tmp_path / "results").iterdir()} == {"table.csv", "table.png", "pipeline.joblib"}
     with open("results/table.csv") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 2 * 5
+    assert len(lines) == 2 * 6
     X, y = load_digits(return_X_y=True)
     accuracy = (joblib.load("results/pipeline.joblib").predict((X / 16).astype(np.float32)) == y).mean()
     assert accuracy > 0.5
@@ -70,7 +70,14 @@ def test_ones_own_net_trained_here_or_before(capsys, monkeypatch):
         (["--data", "text.npz"], "cannot be read"),
         (["--data", "nolabels.npz"], "no array y_test"),
         (["--data", "lengths.npz"], "y_train has shape (7,)"),
-        (["--data", "nan.npz"], "contains NaN"),
+        (["--data", "nan.npz"], "X_train must hold one row at least, of real numbers without NaN"),
+        (["--data", "empty.npz"], "X_test must hold one row at least"),
+        (["--data", "width.npz"], "X_train has samples of shape (64,), and X_test of shape (63,)"),
+        (["--data", "labels.npz"], "y_test holds labels that y_train does not: [77]"),
+        (["--data", "float.npz"], "y_train must hold integers or strings"),
+        (["--data", "one.npz"], "y_train holds one class only"),
+        (["--net", "../mynets.py:make_net"], "--net ../mynets.py:make_net"),
+        (["--net", "mynets:no_pickle"], "the net cannot be pickled"),
         (["--net", "nowhere:make"], "--net nowhere:make: No module named 'nowhere'"),
         (["--net", "make_net"], "it must be MODULE:FACTORY"),
         (["--net", "mynets:missing"], "has no attribute 'missing'"),
@@ -93,6 +100,11 @@ def test_errors_are_one_line_and_exit_code_2(capsys, monkeypatch, arguments, mes
     np.savez("nolabels.npz", X_train=np.zeros((9, 2)), y_train=np.arange(9) % 2, X_test=np.zeros((9, 2)))
     digits_file("lengths.npz", y_train=np.arange(7))
     digits_file("nan.npz", X_train=np.full((200, 64), np.nan))
+    digits_file("empty.npz", X_test=np.zeros((0, 64)), y_test=np.zeros(0, int))
+    digits_file("width.npz", X_test=np.zeros((100, 63)))
+    digits_file("labels.npz", y_test=np.full(100, 77))
+    digits_file("float.npz", y_train=np.linspace(0, 1, 200))
+    digits_file("one.npz", y_train=np.zeros(200, int))
     save_file(MLP(3, 2).state_dict(), "other.safetensors")
     assert quick(*arguments) == 2
     out, err = capsys.readouterr()
@@ -106,6 +118,13 @@ def wrong_width():
 
 def three_classes():
     return MLP(64, 3)
+
+
+def no_pickle():
+    class Local(MLP):
+        pass
+
+    return Local(64, 10)
 
 
 def raises():

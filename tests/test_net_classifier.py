@@ -62,7 +62,7 @@ class TwoInputs(nn.Module):
 
 def test_a_dictionary_for_a_module_of_two_inputs():
     data = {"left": X[:, :2], "right": X[:, 2:]}
-    net = NetClassifier(TwoInputs(), max_epochs=60, random_state=0).fit(data, y)
+    net = NetClassifier(TwoInputs, max_epochs=60, random_state=0).fit(data, y)
     assert (net.predict(data) == y).mean() > 0.9
 
 

@@ -1,9 +1,11 @@
 """The whole: pipelines, searches with workers, caches, and scikit-learn's tools on lazy arrays."""
 
+import os
 import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -81,8 +83,18 @@ def test_scikit_learns_tools_take_lazy_arrays(digits, net):
     classifier = GradNetClassifier(random_state=0, max_epochs=2)
     predicted = cross_val_predict(classifier, lazy, y, cv=3, n_jobs=2)
     np.testing.assert_array_equal(predicted, cross_val_predict(classifier, lazy, y, cv=3))
-    with sklearn.config_context(array_api_dispatch=False):
-        assert classifier.fit(train, y_train).score(test, y_test) > 0.5
+    assert classifier.fit(train, y_train).score(test, y_test) > 0.5
+
+
+@pytest.mark.skipif(os.environ.get("SCIPY_ARRAY_API") != "1", reason="SCIPY_ARRAY_API is not set")
+def test_lazy_arrays_stay_lazy_under_array_api_dispatch(digits, net):
+    X, _, y, _ = digits
+    lazy = GradientFeaturizer(net).fit_transform(X)
+    with sklearn.config_context(array_api_dispatch=True):
+        train, _, y_train, _ = train_test_split(lazy, y, random_state=0)
+        assert isinstance(train, GradientArray)
+        scores = cross_val_score(GradNetClassifier(max_epochs=2), train, y_train, cv=2, error_score="raise")
+    assert np.isfinite(scores).all()
 
 
 def test_models_that_need_an_array_get_one(digits, net):
@@ -109,14 +121,13 @@ def test_sample_weights_are_routed_through_the_pipeline(digits, net):
 def test_a_cached_step_is_computed_once_across_clones_and_copies(digits, net, tmp_path):
     X, _, y, _ = digits
     memory = joblib.Memory(tmp_path, verbose=0)
-    calls = []
-
-    for model_net in (net, net, pickle.loads(pickle.dumps(net))):
-        featurizer = GradientFeaturizer(model_net, output="dense", layers="layers.3.weight")
-        cached = make_pipeline(featurizer, LogisticRegression(max_iter=500), memory=memory)
-        calls.append(sklearn.base.clone(cached).fit(X, y)[0].features_)
-    files = list(tmp_path.rglob("output.pkl"))
-    assert len(files) == 1
+    fitted = NetClassifier(MLP, max_epochs=1, random_state=0).fit(X, y)
+    for first in (net, fitted):
+        for model_net in (first, first, pickle.loads(pickle.dumps(first))):
+            featurizer = GradientFeaturizer(model_net, output="dense", layers="layers.3.weight")
+            cached = make_pipeline(featurizer, LogisticRegression(max_iter=500), memory=memory)
+            sklearn.base.clone(cached).fit(X, y)
+    assert len(list(tmp_path.rglob("output.pkl"))) == 2
 
 
 def test_a_fitted_pipeline_survives_joblib(digits, net, tmp_path):
@@ -136,6 +147,43 @@ def test_a_net_refitted_in_each_fold(digits):
 
     scores = cross_val_score(pipeline(train, max_epochs=3), X, y, cv=2, error_score="raise")
     assert scores.min() > 0.6
+
+
+class CountsCalls(MLP):
+    """A net that writes to a buffer in every forward pass."""
+
+    def __init__(self):
+        super().__init__(64, 10, (16,))
+        self.register_buffer("calls", torch.zeros(1_000_000))
+
+    def forward(self, samples):
+        self.calls.add_(1)
+        return super().forward(samples)
+
+
+def test_buffers_of_the_users_net_are_not_written_to_not_even_in_workers(digits):
+    X, _, y, _ = digits
+    net = CountsCalls()
+    scores = cross_val_score(pipeline(net, max_epochs=1), X, y, cv=2, n_jobs=2, error_score="raise")
+    GradientFeaturizer(net).fit(X)
+    assert np.isfinite(scores).all() and not net.calls.any()
+
+
+def test_a_large_nets_weights_are_mapped_into_workers(digits):
+    X, _, _, _ = digits
+    net = MLP(64, 10, (2000, 1000))
+    featurizer = GradientFeaturizer(net, layers="layers.5.weight").fit(X)
+    found = joblib.Parallel(n_jobs=2)(joblib.delayed(_is_mapped)(featurizer) for _ in range(2))
+    assert found == [True, True]
+
+
+def _is_mapped(featurizer):
+    address = featurizer.module_.layers[3].weight.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if start <= address < end:
+            return "joblib" in line
+    return False
 
 
 def test_nets_of_the_main_module_travel_to_workers(tmp_path):

@@ -6,10 +6,11 @@ A trained base net enters; for each contender an estimator and a grid of setting
 import copy
 from functools import partial
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
 from .._featurizer import GradientFeaturizer
@@ -22,7 +23,8 @@ GRADNET = "GradNet on gradients"
 FINE_TUNED = "base fine-tuned"
 LAST_LAYER = "last layer retrained"
 ON_ACTIVATIONS = "GradNet on penultimate activations"
-CONTENDERS = (GRADNET, ON_ACTIVATIONS, FINE_TUNED, LAST_LAYER)
+WITHOUT_BASE = "logistic regression without a base net"
+CONTENDERS = (GRADNET, ON_ACTIVATIONS, FINE_TUNED, LAST_LAYER, WITHOUT_BASE)
 
 
 def contender(name: str, net: nn.Module, seed: int, device: str | None) -> tuple[BaseEstimator, dict[str, list]]:
@@ -31,8 +33,9 @@ def contender(name: str, net: nn.Module, seed: int, device: str | None) -> tuple
     if name == FINE_TUNED:
         tuner = NetClassifier(partial(copy.deepcopy, net), device=device, random_state=seed)
         return tuner, {"lr": [3e-4, 1e-3, 3e-3, 1e-2], "max_epochs": [20, 60]}
-    if name == LAST_LAYER:
-        regression = make_pipeline(PenultimateActivations(net), StandardScaler(), LogisticRegression(max_iter=5000))
+    if name in (LAST_LAYER, WITHOUT_BASE):
+        features = PenultimateActivations(net) if name == LAST_LAYER else FunctionTransformer(_flatten)
+        regression = make_pipeline(features, StandardScaler(), LogisticRegression(max_iter=5000))
         return regression, {"logisticregression__C": [1e-3, 1e-2, 1e-1, 1, 10, 100]}
     gradnet = GradNetClassifier(64, batch_size=64, device=device, random_state=seed)
     if name == ON_ACTIVATIONS:
@@ -40,3 +43,7 @@ def contender(name: str, net: nn.Module, seed: int, device: str | None) -> tuple
         return pipeline, {"gradnetclassifier__max_epochs": [30, 100]}
     pipeline = make_pipeline(GradientFeaturizer(net, device=device), gradnet)
     return pipeline, {"gradientfeaturizer__percentile": [8, 15, 30]}
+
+
+def _flatten(X: np.ndarray) -> np.ndarray:
+    return X.reshape(len(X), -1)

@@ -92,6 +92,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 f"{path}: {X} has shape {arrays[X].shape} and {y} has shape {arrays[y].shape}; they must be "
                 "(n_samples, ...) and (n_samples,)."
             )
+        if not len(arrays[X]) or arrays[X].dtype.kind not in "biuf" or not np.isfinite(arrays[X]).all():
+            raise InputError(f"{path}: {X} must hold one row at least, of real numbers without NaN or infinity.")
+        if arrays[y].dtype.kind not in "biuUS":
+            raise InputError(f"{path}: {y} must hold integers or strings, class labels, not {arrays[y].dtype}.")
+    if len(np.unique(arrays[names[1]])) < 2:
+        raise InputError(f"{path}: {names[1]} holds one class only.")
+    if len(names) == 4:
+        shapes = [arrays[X].shape[1:] for X in ("X_train", "X_test")]
+        if shapes[0] != shapes[1]:
+            raise InputError(f"{path}: X_train has samples of shape {shapes[0]}, and X_test of shape {shapes[1]}.")
+        unknown = np.setdiff1d(arrays["y_test"], arrays["y_train"])
+        if len(unknown):
+            raise InputError(f"{path}: y_test holds labels that y_train does not: {unknown[:10].tolist()}.")
     return {name: arrays[name] for name in names}
 
 

@@ -82,7 +82,8 @@ class GradientArray:
         return len(self.X)
 
     def __repr__(self) -> str:
-        return f"<GradientArray of shape {self.shape}, {self.n_labels} labels, {self.dtype}, computed on {self.compute_device}>"
+        kind = f"{self.n_labels} labels, {self.dtype}, computed on {self.compute_device}"
+        return f"<GradientArray of shape {self.shape}, {kind}>"
 
     def __getitem__(self, index):
         """Return rows as a lazy array, or anything narrower as an ndarray."""

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from math import prod
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
     named = dict(net.named_parameters())
     if not named:
         raise ValueError(f"net has no parameters: {type(net).__name__} has no gradient space.")
+    empty = [name for name, p in named.items() if is_lazy(p)]
+    if empty:
+        raise ValueError(
+            f"net has parameters without values, {', '.join(empty)}: pass it a batch, and train it, first."
+        )
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     if not trainable:
         raise ValueError(
@@ -77,7 +83,9 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
         if not weights:
             raise ValueError(f"layers='weights' leaves nothing: net has only {', '.join(trainable)}. Use layers='all'.")
         return weights
-    patterns = [layers] if isinstance(layers, str) else list(layers)
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(name, str) for name in patterns):
+        raise ValueError(f"layers={layers!r} is neither 'weights', 'all', a pattern nor a list of patterns.")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in trainable):
             raise ValueError(

@@ -57,6 +57,7 @@ class GradientEngine:
         self.n_params = sum(block.size for block in self.blocks)
         self._layers = list(dict.fromkeys(block.layer for block in self.blocks))
         self._attach()
+        self._input_dtype = self.dtype
         spread = np.linspace(0, len(sample) - 1, min(_PROBE_ROWS, len(sample)), dtype=int)
         self.n_labels, self.rules, self._signature = self._try_out(sample[spread])
 
@@ -122,7 +123,7 @@ class GradientEngine:
         return gradients if labels is None else gradients[:, 0]
 
     def _inputs(self, X: np.ndarray) -> Tensor:
-        return torch.tensor(np.ascontiguousarray(X), dtype=self.dtype, device=self.device)
+        return torch.tensor(np.ascontiguousarray(X), dtype=self._input_dtype, device=self.device)
 
     def _try_out(self, X: np.ndarray) -> tuple[int, tuple[ParameterRule, ...], tuple]:
         """Return the number of labels, the rules and the signature of a pass, found on a few rows."""
@@ -132,39 +133,57 @@ class GradientEngine:
                     f"layer {name!r} mixes the rows of a batch: {type(layer).__name__} without running statistics. "
                     "Train it with track_running_stats=True."
                 )
-        try:
-            n_labels = self.logits(X).shape[1]
-        except ValueError:
-            raise
-        except Exception as error:  # whatever a user's forward may raise
-            way_out = "Give it samples of the shape it was made for; they are cast to its precision."
-            if self.dtype in (torch.float16, torch.bfloat16):
-                way_out = "Where the device lacks this precision, call net.float() or choose another device."
+        logits = self._first_logits(X)
+        n_labels = logits.shape[1]
+        if logits.min() >= 0 and (logits.sum(1) - 1).abs().max() <= 1e-3:
             raise ValueError(
-                f"net cannot compute samples of shape {X.shape[1:]} in {self.dtype} on {self.device}: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}. {way_out}"
-            ) from error
+                "net returns probabilities: its rows sum to one. Gradients are those of the cross-entropy of logits: "
+                "leave the softmax out, or pass a module that returns the logarithm."
+            )
         labels = torch.arange(len(X), device=self.device) % n_labels
         with torch.inference_mode(False):
             forward = self._precise_forward(X, labels)
             _check_independence(forward)
             return n_labels, choose_rules(forward, [block.name for block in self.blocks]), forward.signature
 
+    def _first_logits(self, X: np.ndarray) -> Tensor:
+        """Return the logits of the first rows, after finding out whether the net takes numbers or indices."""
+        try:
+            return self.logits(X)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a user's forward may raise
+            if X.dtype.kind in "iu" and self._input_dtype.is_floating_point:
+                self._input_dtype = torch.int64
+                return self._first_logits(X)
+            way_out = f"Give it samples of the shape it was made for; they are cast to {self._input_dtype}."
+            if self.dtype in (torch.float16, torch.bfloat16):
+                way_out = "Where the device lacks this precision, call net.float() or choose another device."
+            raise ValueError(
+                f"net cannot compute samples of shape {X.shape[1:]} in {self.dtype} on {self.device}: "
+                f"{type(error).__name__}: {' '.join(str(error).split())}. {way_out}"
+            ) from error
+
     def _precise_forward(self, X: np.ndarray, labels: Tensor) -> ForwardPass:
         """Return a pass in double precision, where rounding does not pass for error, if the net can be computed so."""
         try:
             precise = shared_copy(self.net, self._target).double()
-            return forward_pass(precise, self._layers, self._inputs(X).double(), labels)
+            return forward_pass(precise, self._layers, _double(self._inputs(X)), labels)
         except (RuntimeError, TypeError):  # a net with a precision of its own inside, a device without this one
             return forward_pass(self.module, self._layers, self._inputs(X), labels)
 
 
+def _double(inputs: Tensor) -> Tensor:
+    return inputs.double() if inputs.is_floating_point() else inputs
+
+
 @torch.no_grad()
 def _check_independence(forward: ForwardPass) -> None:
-    together, alone = forward.logits[:1], forward.module(forward.inputs[:1].clone())
-    difference = (together - alone).abs().max()
-    if difference > max(1e-6, 1e3 * torch.finfo(together.dtype).eps) * together.abs().max():
-        raise ValueError(
-            f"net mixes the rows of a batch, or is random: the logits of a row differ by {difference:.2g} when it "
-            "comes alone. Features need a net that is a function of each row by itself."
-        )
+    for row in {0, len(forward.inputs) - 1}:
+        together, alone = forward.logits[row], forward.module(forward.inputs[row : row + 1].clone())[0]
+        difference = (together - alone).abs().max()
+        if difference > max(1e-6, 1e3 * torch.finfo(together.dtype).eps) * together.abs().max():
+            raise ValueError(
+                f"net mixes the rows of a batch, or is random: the logits of a row differ by {difference:.2g} when it "
+                "comes alone. Features need a net that is a function of each row by itself."
+            )

@@ -87,6 +87,11 @@ def forward_pass(module: nn.Module, layers: Iterable[str], inputs: Tensor, label
     """
     with captured({name: module.get_submodule(name) for name in layers}) as calls:
         logits = checked_logits(module(inputs.clone()), len(inputs))  # a net may write over what it gets
+    if not logits.requires_grad:
+        raise ValueError(
+            "the output of net cannot be differentiated: its forward detaches it, or runs without gradients (no_grad, "
+            "inference_mode, checkpoints with use_reentrant=True)."
+        )
     return ForwardPass(module, inputs, logits, calls, cross_entropy_cotangents(logits.detach(), labels))
 
 

@@ -29,6 +29,8 @@ def checked_logits(logits: object, n: int) -> Tensor:
             f"net must return logits of shape (n_samples, n_classes), at least two classes; for {n} samples it "
             f"returned {shape}. Wrap it in a module whose forward returns logits, two columns for two classes."
         )
+    if not logits.is_floating_point():
+        raise ValueError(f"net must return real logits; it returned {logits.dtype}.")
     finite = torch.isfinite(logits).all(1)
     if not finite.all():
         rows = (~finite).nonzero().flatten().tolist()

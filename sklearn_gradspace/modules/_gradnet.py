@@ -55,7 +55,7 @@ class GradNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not callable(activation) and activation not in ACTIVATIONS:
+        if not callable(activation) and (not isinstance(activation, str) or activation not in ACTIVATIONS):
             raise ValueError(f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}, nor a callable.")
         self.groups = [list(group) for group in groups]
         self.activation = activation
