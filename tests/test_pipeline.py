@@ -139,6 +139,17 @@ def test_a_fitted_pipeline_survives_joblib(digits, net, tmp_path):
     )
 
 
+def test_a_fitted_pipeline_is_pickled_with_its_device(digits, net, device):
+    X, X_test, y, _ = digits
+    model = make_pipeline(GradientFeaturizer(net, device=device), GradNetClassifier(max_epochs=1, random_state=0)).fit(
+        X, y
+    )
+    twin = pickle.loads(pickle.dumps(model))
+    np.testing.assert_allclose(twin.predict_proba(X_test), model.predict_proba(X_test), rtol=1e-5)
+    assert next(twin[-1].module_.parameters()).device.type == device.type
+    assert twin[0].transform(X_test).view().device.type == device.type
+
+
 def test_a_net_refitted_in_each_fold(digits):
     X, _, y, _ = digits
 
