@@ -261,3 +261,16 @@ class Masked(nn.Module):
 
     def forward(self, x):
         return self.layer(x.masked_fill(self.mask, 0.5))
+
+
+class CountsCalls(nn.Module):
+    """Writes to a large buffer in every forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.register_buffer("calls", torch.zeros(1_000_000))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return self.linear(x)

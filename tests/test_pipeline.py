@@ -5,14 +5,14 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
 import sklearn
 import torch
-from asserts import random_state_untouched, untouched
+from asserts import is_mapped, random_state_untouched, untouched
+from nets import CountsCalls
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score, train_test_split
@@ -160,18 +160,6 @@ def test_a_net_refitted_in_each_fold(digits):
     assert scores.min() > 0.6
 
 
-class CountsCalls(MLP):
-    """A net that writes to a buffer in every forward pass."""
-
-    def __init__(self):
-        super().__init__(64, 10, (16,))
-        self.register_buffer("calls", torch.zeros(1_000_000))
-
-    def forward(self, samples):
-        self.calls.add_(1)
-        return super().forward(samples)
-
-
 def test_buffers_of_the_users_net_are_not_written_to_not_even_in_workers(digits):
     X, _, y, _ = digits
     net = CountsCalls()
@@ -184,17 +172,8 @@ def test_a_large_nets_weights_are_mapped_into_workers(digits):
     X, _, _, _ = digits
     net = MLP(64, 10, (2000, 1000))
     featurizer = GradientFeaturizer(net, layers="layers.5.weight").fit(X)
-    found = joblib.Parallel(n_jobs=2)(joblib.delayed(_is_mapped)(featurizer) for _ in range(2))
+    found = joblib.Parallel(n_jobs=2)(joblib.delayed(is_mapped)(featurizer) for _ in range(2))
     assert found == [True, True]
-
-
-def _is_mapped(featurizer):
-    address = featurizer.module_.layers[3].weight.data_ptr()
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        start, end = (int(part, 16) for part in line.split()[0].split("-"))
-        if start <= address < end:
-            return "joblib" in line
-    return False
 
 
 def test_nets_of_the_main_module_travel_to_workers(tmp_path):
