@@ -3,17 +3,15 @@
 Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
-from scipy.sparse import issparse
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import validate_data
-from skorch.utils import is_dataset
 from torch import Tensor, nn
 
-from ._net_classifier import NetClassifier
+from ._net_classifier import NetClassifier, is_skorchs_own
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import GradientArray
@@ -148,7 +146,7 @@ class GradNetClassifier(NetClassifier):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if reset:
                 self._set_dtype(X.dtype)
-        elif is_dataset(X) or (isinstance(X, Mapping) and not issparse(X)):
+        elif is_skorchs_own(X):
             raise TypeError(
                 f"X must be gradient features, as a GradientArray or a matrix, not as a {type(X).__name__}."
             )

@@ -20,6 +20,11 @@ from ._rows import RowDataset, WeightedRows
 from ._skorch_sklearn import SklearnNetMixin
 
 
+def is_skorchs_own(X) -> bool:
+    """Return whether `X` is a Dataset or a dictionary, which skorch takes and scikit-learn does not."""
+    return is_dataset(X) or (isinstance(X, Mapping) and not sparse.issparse(X))  # a dok_array is a Mapping, too
+
+
 class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
     """A skorch classifier for any module, with scikit-learn's contract.
 
@@ -218,7 +223,7 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
         return X, np.searchsorted(self._labels, y)
 
     def _validate_X(self, X, reset):
-        if is_dataset(X) or (isinstance(X, Mapping) and not sparse.issparse(X)):  # a dok_array is a Mapping, too
+        if is_skorchs_own(X):
             if reset:
                 self._set_dtype(np.dtype(np.float32))
             return X
