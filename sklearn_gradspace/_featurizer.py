@@ -9,6 +9,7 @@ from dataclasses import replace
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn import get_config
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
@@ -16,10 +17,21 @@ from torch import Tensor
 
 from ._base_net import resolve_net, trained_classes, trained_module
 from ._skorch_sklearn import check_device
-from .gradients import SCALES, GradientArray, GradientEngine, GradientFeatures, ScaleStatistics, over_batches, packed
+from .gradients import (
+    DTYPES,
+    SCALARS,
+    SCALES,
+    SELECTIONS,
+    GradientArray,
+    GradientEngine,
+    GradientFeatures,
+    ScaleStatistics,
+    over_batches,
+    packed,
+)
 
 _OUTPUTS = ("lazy", "dense", "csr")
-_AUTO_BYTES = 2**26  # gradients that batch_size="auto" computes at a time
+_ENOUGH_BYTES = 2**28  # gradients in a batch from which larger ones are no faster
 
 
 class GradientFeaturizer(TransformerMixin, BaseEstimator):
@@ -50,10 +62,24 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         Representation of what `transform` returns; the numbers are the same. "lazy" computes rows when they are asked
         for and passes through scikit-learn and skorch as a matrix would. It alone tells GradNetClassifier which columns
         belong to which label and layer; beside the others, give that `n_labels` and `blocks`.
+    scalar : {"cross_entropy", "log_probability", "logit"} or callable, default="cross_entropy"
+        What is differentiated, once for each candidate label. "cross_entropy" and "log_probability" of the label, where
+        a net with one output has its logit of the second of two labels. "logit": each output of the net, whatever it
+        means, as for regression. A callable maps outputs of shape (n, n_outputs) to scalars of shape (n, n_labels).
+    net_output : callable, optional
+        Picks the outputs from what the net returns, where that is a tuple or the like.
+    selection : {"exact", "sampled"}, default="exact"
+        How the percentile is found. "sampled" takes that of 4,096 entries of a layer; `selection_error_` says how many
+        entries that gets wrong.
     batch_size : int or "auto", default="auto"
-        Rows computed at a time. "auto" takes as many as have 64 MiB of gradients, one at least.
+        Rows computed at a time. "auto" takes as many as fit scikit-learn's ``working_memory``, but no more than have
+        256 MiB of gradients, and one at least. When memory runs out all the same, batches are halved. The numbers do not
+        depend on it.
     device : str or device, optional
         Where to compute; by default where the net is.
+    dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
+        Precision of the gradients; by default the net's. "bfloat16" and "tf32" are faster on CUDA devices, and inexact:
+        `rounding_error_` says how much.
     n_jobs : int, optional
         Jobs, as in joblib, that share the batches of a pass over the data.
     random_state : int, RandomState or None, default=None
@@ -72,7 +98,11 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     blocks_ : tuple of Block
         Columns of each parameter within a candidate label.
     engine_report_ : tuple of ParameterRule
-        How each parameter's gradients are computed, and why so.
+        How each parameter's gradients are computed, and why so; it prints as a table.
+    rounding_error_ : float or None
+        With an inexact `dtype` the largest error of a parameter's gradients, relative to the largest entry.
+    selection_error_ : float
+        Share of the entries of the first rows that "sampled" selection keeps or drops wrongly; 0 if it is exact.
     n_features_in_ : int
         Size of the samples' first axis.
     sample_shape_ : tuple of int
@@ -108,8 +138,12 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         power=0.5,
         layers="weights",
         output="lazy",
+        scalar="cross_entropy",
+        net_output=None,
+        selection="exact",
         batch_size="auto",
         device=None,
+        dtype=None,
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -120,8 +154,12 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self.power = power
         self.layers = layers
         self.output = output
+        self.scalar = scalar
+        self.net_output = net_output
+        self.selection = selection
         self.batch_size = batch_size
         self.device = device
+        self.dtype = dtype
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -150,9 +188,13 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
         self.sample_shape_ = X.shape[1:]
         self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
-        engine = GradientEngine(self.module_, X, self.layers, self.device)
+        engine = GradientEngine(
+            self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
+        )
         self._check_labels(y, engine.n_labels)
-        unscaled = GradientFeatures(engine, self.percentile, batch_size=self._batch_size(engine))
+        batch_size = self._batch_size(engine)
+        unscaled = GradientFeatures(engine, self.percentile, batch_size=batch_size, selection=self.selection)
+        self.selection_error_ = unscaled.selection_error(X[: min(8, batch_size)])
         scaler = None
         if self.scale is not None:
             statistics = ScaleStatistics(self.scale, engine.blocks)
@@ -160,6 +202,10 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             for of_batch in passes:
                 statistics.merge(of_batch)
             scaler = statistics.scaler(engine.feature_dtype)
+            if not scaler.is_finite:
+                for batch in GradientArray(unscaled, X).batches():
+                    engine.outputs(batch.X)  # names the rows
+                raise ValueError("gradients of net overflow: they are not finite although its outputs are.")
         self.features_ = replace(unscaled, scaler=scaler, power=self.power)
         return self
 
@@ -245,6 +291,11 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         """How each parameter's gradients are computed, and why so."""
         return self._fitted_engine("engine_report_").rules
 
+    @property
+    def rounding_error_(self):
+        """Largest error of a parameter's gradients under an inexact dtype."""
+        return self._fitted_engine("rounding_error_").rounding_error
+
     def _fitted_engine(self, name: str) -> GradientEngine:
         if not hasattr(self, "features_"):
             raise AttributeError(f"GradientFeaturizer has no attribute {name!r} before fit")
@@ -255,18 +306,23 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"percentile={self.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
             )
-        if self.scale not in SCALES:
-            raise ValueError(f"scale={self.scale!r} is none of {', '.join(map(repr, SCALES))}.")
+        choices = {"scale": SCALES, "selection": SELECTIONS, "dtype": DTYPES, "scalar": SCALARS, "output": _OUTPUTS}
+        for name, values in choices.items():
+            value = getattr(self, name)
+            if not (name == "scalar" and callable(value)) and value not in values:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
+        if self.net_output is not None and not callable(self.net_output):
+            raise TypeError("net_output is neither None nor a function that takes what the net returns.")
         if self.power is not None and not (isinstance(self.power, Real) and 0 < self.power < np.inf):
             raise ValueError(f"power={self.power!r} is neither a positive number nor None.")
-        if self.output not in _OUTPUTS:
-            raise ValueError(f"output={self.output!r} is none of {', '.join(_OUTPUTS)}.")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, Integral) and self.batch_size > 0):
             raise ValueError(f"batch_size={self.batch_size!r} is neither a positive integer nor 'auto'.")
         check_device(self.device)
 
     def _check_labels(self, y, n_labels: int) -> None:
-        if y is None or type_of_target(y) not in ("binary", "multiclass"):
+        if y is None or self.scalar not in ("cross_entropy", "log_probability"):
+            return
+        if type_of_target(y) not in ("binary", "multiclass"):
             return
         labels = np.unique(y)
         known = trained_classes(self.net)
@@ -280,8 +336,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     def _batch_size(self, engine: GradientEngine) -> int:
         if self.batch_size != "auto":
             return int(self.batch_size)
-        row_bytes = engine.n_labels * engine.n_params * engine.feature_dtype.itemsize
-        return int(np.clip(_AUTO_BYTES // row_bytes, 1, 1024))
+        budget = get_config()["working_memory"] * 2**20
+        gradient_bytes = engine.n_labels * engine.n_params * engine.feature_dtype.itemsize
+        return int(np.clip(min(budget // engine.memory(1), _ENOUGH_BYTES // gradient_bytes), 1, 1024))
 
     def __sklearn_clone__(self):
         # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.

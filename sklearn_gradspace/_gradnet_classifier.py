@@ -267,8 +267,8 @@ class GradNetClassifier(NetClassifier):
         if self.module_.training:
             labels = torch.randint(self.n_labels_, (len(x),)) if self.n_labels_ > 1 else torch.zeros(len(x), dtype=int)
             return super().infer(self._view(x, labels), **fit_params)
-        parts = x.batches() if isinstance(x, GradientArray) else [x]
-        return torch.cat([self._sum_over_views(self._view(part), **fit_params) for part in parts])
+        parts = x.parts() if isinstance(x, GradientArray) else [self._view(x)]
+        return torch.cat([self._sum_over_views(part.to(self._dtype), **fit_params) for part in parts])
 
     def _view(self, x, labels: Tensor | None = None) -> Tensor:
         """Return features of shape (n, n_params) for `labels`, or (n, n_labels, n_params) for all labels."""

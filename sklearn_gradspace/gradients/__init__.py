@@ -2,22 +2,33 @@
 
 from ._array import GradientArray
 from ._blocks import Block
-from ._engine import GradientEngine
+from ._check import GradientCheck, check_gradients
+from ._engine import DTYPES, GradientEngine
+from ._factored import FactoredGradients
 from ._features import GradientFeatures
+from ._outputs import SCALARS
 from ._passes import over_batches
-from ._rules import ParameterRule
+from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
+from ._selection import SELECTIONS
 from ._sharing import packed, shared_copy
 
 __all__ = [
+    "DTYPES",
+    "SCALARS",
     "SCALES",
+    "SELECTIONS",
     "Block",
+    "EngineReport",
+    "FactoredGradients",
     "GradientArray",
+    "GradientCheck",
     "GradientEngine",
     "GradientFeatures",
     "ParameterRule",
     "ScaleStatistics",
     "Scaler",
+    "check_gradients",
     "over_batches",
     "packed",
     "shared_copy",

@@ -119,6 +119,15 @@ class GradientArray:
         """
         return self.features(self.X, labels)
 
+    def parts(self, labels: Tensor | None = None) -> Iterator[Tensor]:
+        """Compute features of all rows, some at a time, each valid until the next are asked for.
+
+        Yields
+        ------
+        features : Tensor of shape (part, n_labels, n_params), or (part, 1, n_params) for one label a row
+        """
+        return self.features.parts(self.X, labels)
+
     def batches(self) -> Iterator["GradientArray"]:
         """Return the rows in consecutive parts that are computed at a time."""
         step = self.features.batch_size
@@ -186,4 +195,4 @@ def _dense(batch: GradientArray) -> np.ndarray:
 
 
 def _sparse(batch: GradientArray) -> sparse.csr_array:
-    return sparse.csr_array(_dense(batch))
+    return sparse.vstack([sparse.csr_array(part.flatten(1).cpu().numpy()) for part in batch.parts()], format="csr")

@@ -3,7 +3,8 @@
 Rows of data enter; a tensor of features leaves, for one candidate label a row or for all of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor
 
 from ._blocks import Block
 from ._engine import GradientEngine
+from ._forward import ForwardPass
+from ._rules import outer_factors
 from ._scaling import Scaler
 from ._selection import select_largest
+
+_PIECE = 2**18  # entries that are scaled at a time: with two copies of them, what a core's own cache holds
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,9 @@ class GradientFeatures:
     power : float, optional
         Exponent p of the power norm ``sign(v) |v|^p``.
     batch_size : int
-        Rows that are computed at a time where all of them are asked for.
+        Rows of a pass through the net.
+    selection : {"exact", "sampled"}
+        See `select_largest`.
     """
 
     engine: GradientEngine
@@ -36,6 +43,7 @@ class GradientFeatures:
     scaler: Scaler | None = None
     power: float | None = None
     batch_size: int = 64
+    selection: str = "exact"
 
     def __post_init__(self) -> None:
         if self.scaler is not None:
@@ -43,7 +51,8 @@ class GradientFeatures:
 
     def __reduce__(self):
         # By way of the constructor: where the engine finds itself is where the scaler has to be.
-        return GradientFeatures, (self.engine, self.percentile, self.scaler, self.power, self.batch_size)
+        fields = (self.engine, self.percentile, self.scaler, self.power, self.batch_size, self.selection)
+        return GradientFeatures, fields
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -52,9 +61,41 @@ class GradientFeatures:
 
     def __call__(self, X: np.ndarray, labels: Tensor | None = None) -> Tensor:
         """Return features of shape (n, n_params), or (n, n_labels, n_params) where `labels` is None."""
-        features = select_largest(self.engine(X, labels), self.blocks, self.percentile)
-        if self.scaler is not None:
-            self.scaler(features)
-        if self.power is not None and self.power != 1:
-            torch.copysign(features.abs().pow_(self.power), features, out=features)
-        return features
+        with self.engine.computing():
+            out = self.engine.allocate(len(X), labels is None)
+        for _ in self.parts(X, labels, out if labels is None else out.unsqueeze(1)):
+            pass
+        return out
+
+    def parts(self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield features of consecutive rows, of shape (part, k, n_params), valid until the next are asked for.
+
+        With `out`, of shape (n, k, n_params), they are written there.
+        """
+        for _, forward, gradients in self.engine.parts(X, labels, out, self.batch_size):
+            with self.engine.computing():
+                self._finish(forward, gradients)
+            yield gradients
+
+    def selection_error(self, X: np.ndarray) -> float:
+        """Return the share of entries of the rows `X` that are selected otherwise than exactly."""
+        if self.selection == "exact" or self.percentile == 100:
+            return 0.0
+        mine, exact = (
+            replace(self, selection=selection, scaler=None, power=None)(X) for selection in (self.selection, "exact")
+        )
+        return (mine != exact).double().mean().item()
+
+    def _finish(self, forward: ForwardPass, gradients: Tensor) -> None:
+        """Select, scale and raise to a power, in place."""
+        scratch = self.engine.scratch
+        factors = outer_factors(forward, self.engine.rules_for(forward)) if self.percentile < 100 else None
+        select_largest(gradients, self.blocks, self.percentile, factors, self.selection, scratch)
+        at_once = max(1, _PIECE // self.engine.n_params) if gradients.device.type == "cpu" else None
+        rows = gradients.flatten(0, 1)
+        for piece in rows.split(at_once or len(rows)):
+            if self.scaler is not None:
+                self.scaler(piece, scratch)
+            if self.power is not None and self.power != 1:
+                magnitudes = torch.abs(piece, out=scratch.like("magnitudes", piece)).pow_(self.power)
+                torch.copysign(magnitudes, piece, out=piece)

@@ -1,110 +1,176 @@
-"""One forward pass of a net: the logits, what entered each layer, and what comes back to its output.
+"""One forward pass of a net: what entered each layer, and what comes back to its output.
 
 A net, its layers and a batch enter; a `ForwardPass` leaves, from which per-sample gradients are read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from threading import get_ident
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ._logits import checked_logits, cross_entropy_cotangents
+from ._outputs import Scalar, as_table, cotangents
+from ._scratch import Scratch
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a layer that got one tensor and returned one, a row a sample."""
+    """One call of a layer, of which some arguments and some outputs have a row a sample.
 
-    inputs: Tensor
-    edge: GradientEdge
-    version: int
+    Parameters
+    ----------
+    arguments : tuple
+        Positional and keyword arguments, their tensors detached.
+    keywords : tuple of str
+        Names of the last of them.
+    by_row : tuple of bool
+        Which arguments have a row a sample.
+    outputs : tuple of int
+        Which of the tensors that the layer returned are differentiated.
+    deltas : tuple of Tensor of shape (n, k, *output)
+        The cotangents of these.
+    """
+
+    arguments: tuple
+    keywords: tuple[str, ...]
+    by_row: tuple[bool, ...]
+    outputs: tuple[int, ...]
+    deltas: tuple[Tensor, ...] = ()
+    edges: tuple[GradientEdge, ...] = field(default=(), repr=False)
+    versions: tuple[int, ...] = field(default=(), repr=False)
 
     @property
     def is_intact(self) -> bool:
-        """Whether nothing has written over the input since."""
-        return self.inputs._version == self.version
+        """Whether nothing has written over the arguments since."""
+        return self.versions == _versions(self.arguments)
+
+    @property
+    def maps_rows(self) -> bool:
+        """Whether one tensor was mapped to one."""
+        return self.by_row == (True,) and self.outputs == (0,)
+
+    def rows(self, part: slice) -> "LayerCall":
+        """Return the call for some of the samples."""
+        arguments = tuple(a[part] if by_row else a for a, by_row in zip(self.arguments, self.by_row))
+        return replace(self, arguments=arguments, deltas=tuple(delta[part] for delta in self.deltas))
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A net's logits for a batch, with the graph that leads to them.
+    """A net's outputs for a batch, and what rules need to make gradients of them.
 
     Parameters
     ----------
+    apply : callable
+        From (module, inputs) to outputs of shape (n, n_outputs).
     module : Module
     inputs : Tensor of shape (n, ...)
-    logits : Tensor of shape (n, n_labels)
+    outputs : Tensor of shape (n, n_outputs)
     calls : dict of str to list of LayerCall or None
-        The calls of each layer; None stands for one of another form than `LayerCall`'s.
-    cotangents : Tensor of shape (n, k, n_labels)
-        The k linear forms of a sample's logits that are differentiated.
+        The calls of each layer that the outputs depend on; None stands for one that has no row a sample.
+    cotangents : Tensor of shape (n, k, n_outputs)
+        The k linear forms of a sample's outputs that are differentiated.
+    scratch : Scratch
     """
 
+    apply: Callable[[nn.Module, Tensor], Tensor]
     module: nn.Module
     inputs: Tensor
-    logits: Tensor
+    outputs: Tensor
     calls: Mapping[str, list[LayerCall | None]]
     cotangents: Tensor
+    scratch: Scratch
 
-    @property
-    def signature(self) -> tuple:
-        """How often each layer is called, and how: while it is the same, rules that were right stay right."""
-        n = len(self.inputs)
-        return tuple(
-            (layer, tuple(call is not None and len(call.inputs) == n and call.is_intact for call in calls))
-            for layer, calls in self.calls.items()
-        )
+    def rows(self, part: slice) -> "ForwardPass":
+        """Return the pass of some of the samples."""
+        if part == slice(0, len(self.inputs)):
+            return self
+        calls = {layer: [call and call.rows(part) for call in calls] for layer, calls in self.calls.items()}
+        cut = {name: getattr(self, name)[part] for name in ("inputs", "outputs", "cotangents")}
+        return replace(self, calls=calls, **cut)
 
-    @cached_property
-    def deltas(self) -> dict[str, list[Tensor]]:
-        """For each layer the cotangents of shape (n, k, *output) of its calls, as far as the logits depend on them."""
-        layers = [layer for layer, calls in self.calls.items() if calls and None not in calls]
-        edges = [call.edge for layer in layers for call in self.calls[layer]]
-        passes = [
-            torch.autograd.grad(self.logits, edges, cotangent, retain_graph=True, allow_unused=True)
-            for cotangent in self.cotangents.unbind(1)
-            if edges
-        ]
-        found = iter(torch.stack(one, 1) if one[0] is not None else None for one in zip(*passes))
-        return {layer: [next(found) for _ in self.calls[layer]] for layer in layers}
+    def signature(self) -> "Signature":
+        """Return how each layer was called: rules that were right for it are right for the like of it."""
+        return {layer: [call and call.by_row for call in calls] for layer, calls in self.calls.items()}
+
+    def like(self, signature: "Signature") -> "ForwardPass | None":
+        """Return the pass with its arguments understood as in `signature`, or None if its layers are called otherwise.
+
+        An argument that happens to be as long as the batch is no row a sample if it was none before.
+        """
+        calls = {
+            layer: [_conformed(call, by_row, len(self.inputs)) for call, by_row in zip(self.calls[layer], expected)]
+            for layer, expected in signature.items()
+        }
+        same = all(len(self.calls[layer]) == len(signature[layer]) and None not in calls[layer] for layer in signature)
+        return replace(self, calls=calls) if same else None
 
 
-def forward_pass(module: nn.Module, layers: Iterable[str], inputs: Tensor, labels: Tensor | None = None) -> ForwardPass:
-    """Return a pass through `module` for the cross-entropy of one label a row, or of all labels.
+Signature = Mapping[str, list[tuple[bool, ...] | None]]
+
+
+def forward_pass(
+    apply: Callable[[nn.Module, Tensor], Tensor],
+    module: nn.Module,
+    layers: Iterable[str],
+    inputs: Tensor,
+    scalar: Scalar,
+    labels: Tensor | None = None,
+    scratch: Scratch | None = None,
+    keep_graph: bool = False,
+) -> ForwardPass:
+    """Return a pass through `module`, for one scalar a row or for all.
 
     Parameters
     ----------
+    apply : callable
+        From (module, inputs) to outputs of shape (n, n_outputs).
     module : Module
     layers : iterable of str
         Names of the modules whose calls are recorded.
     inputs : Tensor of shape (n, ...)
+    scalar : str or callable
     labels : Tensor of shape (n,), optional
+    scratch : Scratch, optional
+    keep_graph : bool
+        Whether the outputs can still be differentiated.
     """
-    with captured({name: module.get_submodule(name) for name in layers}) as calls:
-        logits = checked_logits(module(inputs.clone()), len(inputs))  # a net may write over what it gets
-    if not logits.requires_grad:
+    with captured({name: module.get_submodule(name) for name in layers}, len(inputs)) as calls:
+        outputs = apply(module, inputs.clone())  # a net may write over what it gets
+    if not outputs.requires_grad:
         raise ValueError(
             "the output of net cannot be differentiated: its forward detaches it, or runs without gradients (no_grad, "
             "inference_mode, checkpoints with use_reentrant=True)."
         )
-    return ForwardPass(module, inputs, logits, calls, cross_entropy_cotangents(logits.detach(), labels))
+    forms = cotangents(scalar, outputs, labels)
+    calls = _with_deltas(outputs, calls, forms, keep_graph)
+    outputs = outputs if keep_graph else outputs.detach()
+    return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch())
+
+
+def net_output(output: Callable | None = None) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Return the map from (module, inputs) to outputs of shape (n, n_outputs), which are what `output` picks out."""
+
+    def apply(module: nn.Module, inputs: Tensor) -> Tensor:
+        returned = module(inputs)
+        return as_table(returned if output is None else output(returned), len(inputs))
+
+    return apply
 
 
 @contextmanager
-def captured(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[LayerCall | None]]]:
-    """Record the calls of `layers` in this thread, with gradients on."""
+def captured(layers: Mapping[str, nn.Module], n: int) -> Iterator[dict[str, list[LayerCall | None]]]:
+    """Record the calls of `layers` on `n` rows in this thread, with gradients on."""
     calls: dict[str, list[LayerCall | None]] = {name: [] for name in layers}
     thread = get_ident()
 
     def record_as(name: str):
         def record(layer: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             if get_ident() == thread:
-                calls[name].append(_layer_call([*args, *kwargs.values()], output))
+                calls[name].append(_layer_call(args, kwargs, leaves(output), n))
 
         return record
 
@@ -117,11 +183,73 @@ def captured(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[LayerCa
             handle.remove()
 
 
-def _layer_call(arguments: Iterable, output: object) -> LayerCall | None:
-    if len(arguments) != 1 or not all(isinstance(t, Tensor) and t.ndim > 1 for t in (*arguments, output)):
+def leaves(output: object) -> list[Tensor]:
+    """Return the tensors of a layer's output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return [leaf for part in parts for leaf in leaves(part)]
+
+
+def _layer_call(args: tuple, kwargs: dict, outputs: list[Tensor], n: int) -> LayerCall | None:
+    arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in (*args, *kwargs.values()))
+    by_row = tuple(_has_rows(a, n) for a in arguments)
+    live = tuple(i for i, tensor in enumerate(outputs) if tensor.requires_grad)
+    if not any(by_row) or not live or not all(outputs[i].ndim > 1 and _has_rows(outputs[i], n) for i in live):
         return None
-    (inputs,) = arguments
-    if len(inputs) != len(output) or not output.requires_grad:
+    # The edges are taken now: an in-place activation afterwards gives the same tensor another one.
+    edges = tuple(get_gradient_edge(outputs[i]) for i in live)
+    return LayerCall(arguments, tuple(kwargs), by_row, live, (), edges, _versions(arguments))
+
+
+def _has_rows(argument: object, n: int) -> bool:
+    return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n
+
+
+def _versions(arguments: tuple) -> tuple[int, ...]:
+    return tuple(a._version for a in arguments if isinstance(a, Tensor))
+
+
+def _conformed(call: LayerCall | None, by_row: tuple[bool, ...] | None, n: int) -> LayerCall | None:
+    if call is None or by_row is None or len(by_row) != len(call.arguments) or not call.is_intact:
         return None
-    # The edge is taken now: an in-place activation afterwards gives the same tensor another one.
-    return LayerCall(inputs.detach(), get_gradient_edge(output), inputs._version)
+    if call.by_row == by_row:
+        return call
+    return replace(call, by_row=by_row) if all(_has_rows(a, n) for a, b in zip(call.arguments, by_row) if b) else None
+
+
+def _with_deltas(
+    outputs: Tensor, calls: dict[str, list[LayerCall | None]], forms: Tensor, keep_graph: bool
+) -> dict[str, list[LayerCall | None]]:
+    """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend."""
+    edges = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
+    if not edges:
+        return calls
+    passes = [
+        torch.autograd.grad(outputs, edges, form, retain_graph=keep_graph or j + 1 < forms.shape[1], allow_unused=True)
+        for j, form in enumerate(forms.unbind(1))
+    ]
+    found = iter(None if of_edge[0] is None else _stacked(of_edge) for of_edge in zip(*passes))
+
+    def complete(call: LayerCall | None) -> LayerCall | None:
+        if call is None:
+            return None
+        deltas = [next(found) for _ in call.edges]
+        used = [i for i, delta in enumerate(deltas) if delta is not None]
+        return replace(
+            call, edges=(), outputs=tuple(call.outputs[i] for i in used), deltas=tuple(deltas[i] for i in used)
+        )
+
+    completed = {layer: [complete(call) for call in of_layer] for layer, of_layer in calls.items()}
+    return {
+        layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()
+    }
+
+
+def _stacked(deltas: tuple[Tensor, ...]) -> Tensor:
+    """Return (n, k, ...) for k tensors (n, ...), in the order of memory that these have."""
+    if len(deltas) == 1:
+        return deltas[0].unsqueeze(1)
+    if deltas[0].ndim == 4 and deltas[0].is_contiguous(memory_format=torch.channels_last):
+        return torch.stack([delta.movedim(1, -1) for delta in deltas], 1).movedim(-1, 2)
+    return torch.stack(deltas, 1)

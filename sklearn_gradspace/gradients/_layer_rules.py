@@ -1,75 +1,91 @@
 """Rules: per-sample gradients of one layer's parameters from what entered it and what comes back to it.
 
 The input of shape (n, ...) and the cotangents of the output, of shape (n, k, ...) for k scalars a sample, enter; the
-gradients, of shape (n, k, *parameter.shape), leave.
+gradients, of shape (n, k, *parameter.shape), are written where they are wanted.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-LayerRule = Callable[[nn.Module, str, Tensor, Tensor], Tensor]
+from ._convolution import padded, window_products
+from ._forward import LayerCall, leaves
+from ._scratch import Scratch
 
-_WINDOW_BYTES = 2**20  # window copies of this size stay in the cache of a CPU core
+LayerRule = Callable[[nn.Module, str, Tensor, Tensor, Tensor, Scratch], None]
 
 
-def linear(layer: nn.Linear, name: str, inputs: Tensor, cotangents: Tensor) -> Tensor:
-    """Return ``delta a^T``, summed over the positions between the sample and the feature axis."""
+def linear(layer: nn.Linear, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch) -> None:
+    """Write ``delta a^T``, summed over the positions between the sample and the feature axis."""
     if name == "bias":
-        return cotangents.flatten(2, -2).sum(2) if cotangents.ndim > 3 else cotangents
-    if inputs.ndim == 2:
-        return cotangents.unsqueeze(3) * inputs[:, None, None, :]
-    n, k, *_, n_out = cotangents.shape
-    inputs = inputs.flatten(1, -2)  # (n, positions, n_in)
-    cotangents = cotangents.flatten(2, -2).transpose(2, 3)  # (n, k, n_out, positions)
-    return torch.bmm(cotangents.reshape(n, k * n_out, -1), inputs).view(n, k, n_out, -1)
+        _sum(deltas, range(2, deltas.ndim - 1), out)
+    elif inputs.ndim == 2:
+        torch.mul(deltas.unsqueeze(3), inputs[:, None, None, :], out=out)
+    else:
+        inputs, deltas = inputs.flatten(1, -2), deltas.flatten(2, -2)  # (n, positions, n_in), (n, k, positions, n_out)
+        for j in range(out.shape[1]):
+            torch.bmm(deltas[:, j].mT, inputs, out=out[:, j])
 
 
-def convolution(layer: nn.Conv2d, name: str, inputs: Tensor, cotangents: Tensor) -> Tensor:
-    """Return ``sum over positions q of delta_q u_q^T``, u_q the window of the padded input at q; 1-, 2- and 3-d."""
+def convolution(layer: nn.Conv2d, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch) -> None:
+    """Write ``sum over positions q of delta_q u_q^T``, u_q the window of the padded input at q; 1-, 2- and 3-d."""
     if name == "bias":
-        return cotangents.flatten(3).sum(3)
-    n, k = cotangents.shape[:2]
-    windows = _windows(layer, inputs)  # (n, *positions, *kernel, c_in), a view
-    positions, window = windows.shape[1 : 1 + inputs.ndim - 2], windows.shape[1 + inputs.ndim - 2 :]
-    groups, c_out, c_in = layer.groups, layer.out_channels // layer.groups, layer.in_channels // layer.groups
-    n_positions, n_taps = positions.numel(), window[:-1].numel()
-    cotangents = cotangents.reshape(n, k, groups, c_out, n_positions)
-    gradients = inputs.new_empty(n, k, groups, c_out, c_in, n_taps)
-    rows = max(1, _WINDOW_BYTES // (n_positions * window.numel() * inputs.element_size()))
-    for start in range(0, n, rows):
-        part = slice(start, start + rows)
-        u = windows[part].reshape(-1, n_positions, n_taps, groups, c_in)
-        u = u.permute(0, 3, 1, 2, 4).reshape(-1, n_positions, n_taps * c_in)  # (rows · groups, positions, taps · c_in)
-        delta = cotangents[part].transpose(1, 2).reshape(-1, k * c_out, n_positions)
-        product = torch.bmm(delta, u).view(-1, groups, k, c_out, n_taps, c_in)
-        gradients[part] = product.permute(0, 2, 1, 3, 5, 4)
-    return gradients.view(n, k, *layer.weight.shape)
+        _sum(deltas, range(3, deltas.ndim), out)
+    else:
+        window_products(layer, padded(layer, inputs), deltas, out, scratch)
 
 
-def _windows(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
-    """Return the view of shape (n, *positions, *kernel, channels) on the padded input, channels last."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
-    padded = padded.movedim(1, -1).contiguous()
-    sizes, strides = padded.shape[1:-1], padded.stride()[1:-1]
-    positions = [
-        (size - dilation * (tap - 1) - 1) // step + 1
-        for size, tap, step, dilation in zip(sizes, layer.kernel_size, layer.stride, layer.dilation)
-    ]
-    return padded.as_strided(
-        (len(inputs), *positions, *layer.kernel_size, inputs.shape[1]),
-        (
-            padded.stride(0),
-            *(stride * step for stride, step in zip(strides, layer.stride)),
-            *(stride * dilation for stride, dilation in zip(strides, layer.dilation)),
-            1,
-        ),
-    )
+def transposed_convolution(
+    layer: nn.ConvTranspose2d, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch
+) -> None:
+    """Write ``sum over positions q of a_q u_q^T``, u_q the window of the cotangents that the input at q was spread to."""
+    if name == "bias":
+        _sum(deltas, range(3, deltas.ndim), out)
+    else:
+        widths = [width for padding in reversed(layer.padding) for width in (padding, padding)]
+        for j in range(out.shape[1]):
+            window_products(layer, F.pad(deltas[:, j], widths), inputs.unsqueeze(1), out[:, j : j + 1], scratch)
+
+
+def normalisation(layer: nn.Module, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch) -> None:
+    """Write ``sum over positions of delta x``, x the normalised input: the layer's output but for its parameters."""
+    if name == "weight":
+        deltas = deltas * _normalised(layer, inputs).unsqueeze(1)
+    trailing = isinstance(layer, (nn.LayerNorm, nn.RMSNorm))
+    summed = range(2, deltas.ndim - layer.weight.ndim) if trailing else range(3, deltas.ndim)
+    _sum(deltas, summed, out)
+
+
+def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    if isinstance(layer, nn.RMSNorm):
+        return F.rms_norm(x, layer.normalized_shape, eps=layer.eps)
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, eps=layer.eps)
+    mean, variance = (None if s is None else s.to(x.dtype) for s in (layer.running_mean, layer.running_var))
+    if isinstance(layer, _InstanceNorm):
+        return F.instance_norm(x, mean, variance, use_input_stats=mean is None, eps=layer.eps)
+    return F.batch_norm(x, mean, variance, eps=layer.eps)
+
+
+def embedding(layer: nn.Embedding, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch) -> None:
+    """Write the cotangents of each index's positions into its row."""
+    n, k = deltas.shape[:2]
+    inputs, deltas = inputs.reshape(n, 1, -1, 1), deltas.reshape(n, k, -1, layer.embedding_dim)
+    if layer.padding_idx is not None:
+        deltas = deltas * (inputs != layer.padding_idx)
+    out.zero_().scatter_add_(2, inputs.expand(deltas.shape), deltas)
+
+
+def _sum(tensor: Tensor, axes: range, out: Tensor) -> None:
+    torch.sum(tensor, tuple(axes), out=out) if axes else out.copy_(tensor)
 
 
 EXACT_RULES: dict[type[nn.Module], LayerRule] = {
@@ -77,6 +93,15 @@ EXACT_RULES: dict[type[nn.Module], LayerRule] = {
     nn.Conv1d: convolution,
     nn.Conv2d: convolution,
     nn.Conv3d: convolution,
+    nn.ConvTranspose1d: transposed_convolution,
+    nn.ConvTranspose2d: transposed_convolution,
+    nn.ConvTranspose3d: transposed_convolution,
+    _BatchNorm: normalisation,
+    _InstanceNorm: normalisation,
+    nn.LayerNorm: normalisation,
+    nn.RMSNorm: normalisation,
+    nn.GroupNorm: normalisation,
+    nn.Embedding: embedding,
 }
 
 
@@ -88,16 +113,46 @@ def exact_rule(layer: nn.Module) -> LayerRule | None:
     return None
 
 
-def transform(module: nn.Module, names: Sequence[str], inputs: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
-    """Return the gradients of `module`'s parameters `names`, any module, by `torch.func` over samples and scalars."""
-    parameters = {name: module.get_parameter(name).detach() for name in names}
-    inputs = inputs.clone()  # for modules that write over their input
+def per_sample(
+    function: Callable[..., tuple[Tensor, ...]],
+    parameters: dict[str, Tensor],
+    samples: tuple[Tensor, ...],
+    deltas: tuple[Tensor, ...],
+) -> dict[str, Tensor]:
+    """Return gradients by `torch.func` over samples and scalars.
 
-    def of_sample(sample: Tensor, delta: Tensor) -> dict[str, Tensor]:
-        pullback = vjp(lambda p: functional_call(module, p, (sample.unsqueeze(0),)).squeeze(0), parameters)[1]
+    Parameters
+    ----------
+    function : callable
+        From (parameters, *arguments of one sample, each a batch of one) to outputs, batches of one.
+    parameters : dict of str to Tensor
+    samples : tuple of Tensor of shape (n, ...)
+    deltas : tuple of Tensor of shape (n, k, ...)
+        Cotangents of the outputs.
+    """
+
+    def of_sample(sample: tuple[Tensor, ...], delta: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        batches = [value.unsqueeze(0) for value in sample]
+        pullback = vjp(lambda p: tuple(o.squeeze(0) for o in function(p, *batches)), parameters)[1]
         return vmap(pullback)(delta)[0]
 
     with warnings.catch_warnings():
         # Some operations have no batched form; being slow is no reason to warn, since nothing faster is known here.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        return vmap(of_sample)(inputs, cotangents)
+        return vmap(of_sample)(tuple(sample.clone() for sample in samples), deltas)  # some write over their input
+
+
+def transform(layer: nn.Module, names: list[str], call: LayerCall) -> dict[str, Tensor]:
+    """Return the gradients of the parameters `names` in one call of any layer, by `torch.func`."""
+
+    def outputs(parameters: dict[str, Tensor], *samples: Tensor) -> tuple[Tensor, ...]:
+        rows = iter(samples)
+        values = [next(rows) if by_row else a for a, by_row in zip(call.arguments, call.by_row)]
+        n_args = len(values) - len(call.keywords)
+        returned = functional_call(layer, parameters, tuple(values[:n_args]), dict(zip(call.keywords, values[n_args:])))
+        tensors = leaves(returned)
+        return tuple(tensors[i] for i in call.outputs)
+
+    parameters = {name: layer.get_parameter(name).detach() for name in names}
+    samples = tuple(a for a, by_row in zip(call.arguments, call.by_row) if by_row)
+    return per_sample(outputs, parameters, samples, call.deltas)

@@ -1,6 +1,8 @@
-"""Memory that is free, so that what cannot fit is refused before it is begun."""
+"""Memory: refusing what cannot fit, and noticing that something did not."""
 
 import os
+
+import torch
 
 
 def available_bytes() -> int | None:
@@ -25,3 +27,11 @@ def require_memory(n_bytes: float, what: str) -> None:
             f"{what} takes {n_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. Use output='lazy', which "
             "GradNetClassifier takes batch by batch, output='csr', a smaller percentile, fewer layers or fewer rows."
         )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether `error` says that memory ran out, on whatever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU's allocator has no error type of its own.
+    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

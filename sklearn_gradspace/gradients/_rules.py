@@ -1,21 +1,23 @@
 """Rules: ways to the per-sample gradients of some parameters, from the cheapest to the most general.
 
-A `ForwardPass` and names of parameters enter; gradients of shape (n, k, *parameter.shape) leave, keyed by name. Which
-rule a parameter takes is tried out once: each row's gradient has to be autograd's of that row's logits.
+A `ForwardPass` and, for each parameter, the place of shape (n, k, *parameter.shape) for its gradients enter; the places
+are written to. Which rule a parameter takes is tried out once: each row's gradient has to be autograd's of that row.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from . import _layer_rules
-from ._forward import ForwardPass
+from ._forward import ForwardPass, LayerCall
 
 Gradients = dict[str, Tensor]
-Rule = Callable[[ForwardPass, Sequence[str]], Gradients]
+Rule = Callable[[ForwardPass, Gradients], None]
+
+_TRUTH_BYTES = 2**28  # gradients that are compared with autograd's at a time
 
 
 @dataclass(frozen=True)
@@ -27,53 +29,90 @@ class ParameterRule:
     why: str
 
 
-def closed_form(forward: ForwardPass, names: Sequence[str]) -> Gradients:
+class EngineReport(tuple):
+    """The rules of all parameters; as text a table."""
+
+    def __str__(self) -> str:
+        width, rule_width = (max((len(getattr(r, of)) for r in self), default=0) for of in ("name", "rule"))
+        return "\n".join(f"{r.name:<{width}}  {r.rule:<{rule_width}}  {r.why}" for r in self)
+
+
+def closed_form(forward: ForwardPass, out: Gradients) -> None:
     """Products of what enters a layer and what comes back to it."""
 
-    def of_call(layer, own_names, inputs, delta):
+    def write(layer, call: LayerCall, own: Gradients) -> None:
         rule = _layer_rules.exact_rule(layer)
-        return {name: rule(layer, name, inputs, delta) for name in own_names}
+        for name, place in own.items():
+            inputs, deltas = (_as_precise(t, place.dtype) for t in (call.arguments[0], call.deltas[0]))
+            rule(layer, name, inputs, deltas, place, forward.scratch)
 
-    return _by_layer(forward, names, of_call)
+    _by_layer(forward, out, write)
 
 
-def layer_transform(forward: ForwardPass, names: Sequence[str]) -> Gradients:
+def layer_transform(forward: ForwardPass, out: Gradients) -> None:
     """`torch.func` transforms of the layer alone."""
-    return _by_layer(forward, names, _layer_rules.transform)
+
+    def write(layer, call: LayerCall, own: Gradients) -> None:
+        for name, gradients in _layer_rules.transform(layer, list(own), call).items():
+            own[name].copy_(gradients)
+
+    _by_layer(forward, out, write)
 
 
-def net_transform(forward: ForwardPass, names: Sequence[str]) -> Gradients:
+def net_transform(forward: ForwardPass, out: Gradients) -> None:
     """`torch.func` transforms of the whole net."""
-    return _layer_rules.transform(forward.module, names, forward.inputs, forward.cotangents)
+
+    def outputs(parameters: Gradients, sample: Tensor) -> tuple[Tensor]:
+        return (forward.apply(lambda x: functional_call(forward.module, parameters, (x,)), sample),)
+
+    parameters = {name: forward.module.get_parameter(name).detach() for name in out}
+    found = _layer_rules.per_sample(outputs, parameters, (forward.inputs,), (forward.cotangents,))
+    for name, gradients in found.items():
+        out[name].copy_(gradients)
 
 
-def loop(forward: ForwardPass, names: Sequence[str]) -> Gradients:
-    """A forward pass a sample and a backward pass a sample and label."""
-    parameters = {name: forward.module.get_parameter(name) for name in names}
-    rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    for row, cotangents in zip(forward.inputs.split(1), forward.cotangents):
+def loop(forward: ForwardPass, out: Gradients) -> None:
+    """A forward pass a sample and a backward pass a sample and scalar."""
+    parameters = {name: forward.module.get_parameter(name) for name in out}
+    for i, row in enumerate(forward.inputs.split(1)):
         with torch.enable_grad():
-            logits = forward.module(row.clone())[0]
-        for cotangent in cotangents:
-            gradients = _autograd(logits, parameters, cotangent)
-            for name in names:
-                rows[name].append(gradients[name])
-    shape = forward.cotangents.shape[:2]
-    return {name: torch.stack(rows[name]).unflatten(0, shape) for name in names}
+            outputs = forward.apply(forward.module, row.clone())[0]
+        for k, cotangent in enumerate(forward.cotangents[i]):
+            for name, gradient in autograd(outputs, parameters, cotangent).items():
+                out[name][i, k] = gradient
 
 
-def unused(forward: ForwardPass, names: Sequence[str]) -> Gradients:
+def unused(forward: ForwardPass, out: Gradients) -> None:
     """Zeros."""
-    shape = forward.cotangents.shape[:2]
-    parameters = {name: forward.module.get_parameter(name) for name in names}
-    return {name: p.new_zeros(*shape, *p.shape) for name, p in parameters.items()}
+    for place in out.values():
+        place.zero_()
 
 
 RULES: dict[str, Rule] = {rule.__name__: rule for rule in (closed_form, layer_transform, net_transform, loop, unused)}
+LAYER_RULES = (closed_form.__name__, layer_transform.__name__)
 
 
-def choose_rules(forward: ForwardPass, names: Sequence[str]) -> tuple[ParameterRule, ...]:
-    """Return the cheapest rule that is right on `forward`, for each of the parameters `names`.
+def write_gradients(forward: ForwardPass, rules: Sequence[ParameterRule], out: Gradients) -> None:
+    """Write the gradients of all parameters by the rule of each."""
+    with torch.no_grad():
+        for rule in dict.fromkeys(r.rule for r in rules):
+            RULES[rule](forward, {r.name: out[r.name] for r in rules if r.rule == rule})
+
+
+def outer_factors(forward: ForwardPass, rules: Sequence[ParameterRule]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the factors, in single precision, of those gradients that are an outer product of two vectors."""
+    factors = {}
+    for name, layer in ((r.name, r.name.rpartition(".")[0]) for r in rules if r.rule == closed_form.__name__):
+        calls = forward.calls.get(layer, [])
+        if len(calls) == 1 and name.endswith("weight") and calls[0].arguments[0].ndim == 2:
+            inputs, deltas = calls[0].arguments[0], calls[0].deltas[0]
+            if isinstance(forward.module.get_submodule(layer), nn.Linear) and inputs.dtype != torch.float64:
+                factors[name] = deltas.float(), inputs.float()
+    return factors
+
+
+def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
+    """Return the cheapest rule that is right on `forward`, whose graph was kept, for each of the parameters `names`.
 
     Raises
     ------
@@ -81,27 +120,29 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> tuple[ParameterR
         Where no rule gives autograd's gradient, as with a net that is random in evaluation mode.
     """
     parameters = {name: forward.module.get_parameter(name) for name in names}
-    truth = _Truth([_autograd(row, parameters, c[0]) for row, c in zip(forward.logits, forward.cotangents)])
-    depends = torch.autograd.grad(forward.logits.sum(), parameters.values(), retain_graph=True, allow_unused=True)
+    sums = torch.autograd.grad(forward.outputs.sum(), parameters.values(), retain_graph=True, allow_unused=True)
+    largest = max((_size(gradient) for gradient in sums if gradient is not None), default=0.0)
+    largest *= _size(forward.cotangents)
     chosen = {
         name: ParameterRule(name, unused.__name__, "the output does not depend on it")
-        for name, gradient in zip(names, depends)
+        for name, gradient in zip(names, sums)
         if gradient is None
     }
-    why_not = {}
-    for name in names:
-        if name not in chosen:
-            rule, why_not[name] = _rule_of_layer(forward, name)
+    del sums
+    for group in _groups(parameters, len(forward.inputs)):
+        trial = _Trial(forward, group, largest)
+        why = {}
+        for name in [name for name in group if name not in chosen]:
+            rule, why[name] = _rule_of_layer(forward, name)
+            if rule is not None and not trial.passes(rule, [name])[name]:
+                why[name], rule = "its layer's own gradient is not the whole of it", None
             if rule is not None:
-                if _is_right(rule, forward, [name], truth)[name]:
-                    chosen[name] = ParameterRule(name, rule.__name__, why_not[name])
-                else:
-                    why_not[name] = "its layer's own gradient is not the whole of it"
-    for rule in (net_transform, loop):
-        missing = [name for name in names if name not in chosen]
-        for name, right in _is_right(rule, forward, missing, truth).items():
-            if right:
-                chosen[name] = ParameterRule(name, rule.__name__, why_not[name])
+                chosen[name] = ParameterRule(name, rule.__name__, why[name])
+        for rule in (net_transform, loop):
+            missing = [name for name in group if name not in chosen]
+            for name, right in trial.passes(rule, missing).items():
+                if right:
+                    chosen[name] = ParameterRule(name, rule.__name__, why[name])
     missing = [name for name in names if name not in chosen]
     if missing:
         raise ValueError(
@@ -109,7 +150,7 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> tuple[ParameterR
             "evaluation mode, or mixes the rows of a batch. Features need a net that is a function of each row by "
             "itself."
         )
-    return tuple(chosen[name] for name in names)
+    return EngineReport(chosen[name] for name in names)
 
 
 def _rule_of_layer(forward: ForwardPass, name: str) -> tuple[Rule | None, str]:
@@ -118,66 +159,80 @@ def _rule_of_layer(forward: ForwardPass, name: str) -> tuple[Rule | None, str]:
     if not calls:
         return None, "used outside of its module's forward"
     if None in calls:
-        return None, "its layer does more than map one tensor to one"
+        return None, "its layer does not keep a row a sample"
     if not all(call.is_intact for call in calls):
         return None, "something writes over its layer's input"
-    if _layer_rules.exact_rule(layer) and own_name in ("weight", "bias"):
+    exact = _layer_rules.exact_rule(layer) and own_name in ("weight", "bias")
+    if exact and all(call.maps_rows for call in calls):
         return closed_form, f"a {type(layer).__name__} layer"
     return layer_transform, f"no closed form for {type(layer).__name__}"
 
 
-@dataclass(frozen=True)
-class _Truth:
-    """Autograd's gradients of each row's logits, keyed by name."""
+class _Trial:
+    """The comparison of rules with autograd, row by row, on parameters of a bounded size."""
 
-    rows: list[Gradients]
+    def __init__(self, forward: ForwardPass, names: Sequence[str], largest: float) -> None:
+        self.forward, self.largest = forward, largest
+        parameters = {name: forward.module.get_parameter(name) for name in names}
+        rows = [autograd(row, parameters, c[0]) for row, c in zip(forward.outputs, forward.cotangents)]
+        self.truth = {name: torch.stack([row[name] for row in rows]).unsqueeze(1) for name in names}
 
-    @cached_property
-    def largest(self) -> float:
-        """The largest magnitude of any entry."""
-        return max(_size(gradient) for row in self.rows for gradient in row.values())
+    def passes(self, rule: Rule, names: Sequence[str]) -> dict[str, bool]:
+        """Return for each of `names` whether `rule` gives the true gradients, zero up to rounding of the largest."""
+        found = {name: torch.full_like(self.truth[name], torch.nan) for name in names}
+        try:
+            with torch.no_grad():
+                rule(self.forward, found) if names else None
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what transforms raise where they cannot
+            return dict.fromkeys(names, False)
+        # The loop is right wherever a row's gradient is a fact at all: it may differ by rounding inside the net.
+        rounding = 1e-6 if rule is loop else 100 * torch.finfo(self.forward.outputs.dtype).eps
+        return {
+            name: _size(found[name] - truth) <= rounding * (1e3 * _size(truth) + self.largest)
+            for name, truth in self.truth.items()
+            if name in names
+        }
 
-    def agrees(self, name: str, gradients: Tensor | None, rounding: float) -> bool:
-        """Whether `gradients` of shape (n, 1, ...) are the true ones, where zero is up to rounding of the largest."""
-        if gradients is None or gradients.shape != (len(self.rows), 1, *self.rows[0][name].shape):
-            return False
-        size = max(_size(row[name]) for row in self.rows)
-        error = max(_size(mine[0] - row[name]) for mine, row in zip(gradients, self.rows))
-        return error <= rounding * (1e3 * size + self.largest)
+
+def autograd(outputs: Tensor, parameters: Gradients, cotangent: Tensor) -> Gradients:
+    """Return the gradients of one linear form of `outputs`, zeros where these do not depend on a parameter."""
+    found = torch.autograd.grad(
+        outputs, parameters.values(), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return {name: g.to_dense() if g.is_sparse else g for name, g in zip(parameters, found)}
 
 
 def _size(tensor: Tensor) -> float:
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
     return torch.linalg.vector_norm(tensor, torch.inf).item() if tensor.numel() else 0.0
 
 
-def _autograd(logits: Tensor, parameters: Gradients, cotangent: Tensor) -> Gradients:
-    found = torch.autograd.grad(
-        logits, parameters.values(), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(parameters, found))
+def _groups(parameters: Gradients, rows: int) -> list[list[str]]:
+    """Return the names in consecutive groups, each with gradients of a bounded size or a single one."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, parameter in parameters.items():
+        n_bytes = rows * parameter.numel() * parameter.element_size()
+        if groups[-1] and size + n_bytes > _TRUTH_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += n_bytes
+    return groups
 
 
-def _is_right(rule: Rule, forward: ForwardPass, names: Sequence[str], truth: _Truth) -> dict[str, bool]:
-    """Return for each of `names` whether `rule` gives the true gradients."""
-    try:
-        with torch.no_grad():
-            gradients = rule(forward, names) if names else {}
-    except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what transforms raise on what they cannot do
-        return dict.fromkeys(names, False)
-    # The loop is right wherever a row's gradient is a fact at all: it may differ by rounding inside the net.
-    rounding = 1e-6 if rule is loop else 100 * torch.finfo(forward.logits.dtype).eps
-    return {name: truth.agrees(name, gradients.get(name), rounding) for name in names}
+def _as_precise(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _by_layer(forward: ForwardPass, names: Sequence[str], of_call: Callable) -> Gradients:
-    """Apply `of_call` to every call of the layers of `names`; a layer that is called twice adds up."""
-    total: Gradients = {}
-    for layer_name in dict.fromkeys(name.rpartition(".")[0] for name in names):
-        own = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == layer_name}
+def _by_layer(forward: ForwardPass, out: Gradients, write: Callable) -> None:
+    """Apply `write` to every call of the layers of `out`; a layer that is called twice adds up."""
+    for layer_name in dict.fromkeys(name.rpartition(".")[0] for name in out):
+        own = {name.rpartition(".")[2]: place for name, place in out.items() if name.rpartition(".")[0] == layer_name}
         layer = forward.module.get_submodule(layer_name)
-        for call, delta in zip(forward.calls[layer_name], forward.deltas[layer_name]):
-            if delta is not None:
-                for own_name, gradient in of_call(layer, list(own), call.inputs, delta).items():
-                    name = own[own_name]
-                    total[name] = total[name] + gradient if name in total else gradient
-    return total
+        for i, call in enumerate(forward.calls[layer_name]):
+            places = own if i == 0 else {name: torch.empty_like(place) for name, place in own.items()}
+            write(layer, call, places)
+            for name, place in own.items():
+                if i:
+                    place.add_(places[name])

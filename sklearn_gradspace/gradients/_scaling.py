@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._blocks import Block
+from ._scratch import Scratch
 from ._sharing import tensor_of
 
 SCALES = ("minmax", "maxabs", "rms", "layer", None)
@@ -38,19 +39,27 @@ class Scaler:
         tensors = (self.divisor, self.offset, self.rounding)
         return _unpack, tuple(None if t is None else t.cpu().numpy() for t in tensors)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every number is finite: where a gradient was not, this shows it."""
+        return all(torch.isfinite(t).all().item() for t in (self.divisor, self.offset) if t is not None)
+
     def to(self, device: torch.device) -> "Scaler":
         """Return the scaler on `device`."""
         tensors = (self.divisor, self.offset, self.rounding)
         return Scaler(*(None if t is None else t.to(device) for t in tensors))
 
-    def __call__(self, gradients: Tensor) -> Tensor:
+    def __call__(self, gradients: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Scale `gradients` of shape (..., n_params) in place and return them."""
         if self.offset is None:
             return gradients.div_(self.divisor)
-        zeros = gradients == 0
-        gradients.sub_(self.offset)
-        zeros.logical_or_(gradients.abs() <= self.rounding)
-        return gradients.div_(self.divisor).masked_fill_(zeros, 0)
+        scratch = scratch or Scratch()
+        # 1 for what stays and 0 else, as numbers: to fill by a mask is several times slower.
+        stays, distances = scratch.like("stays", gradients), scratch.like("magnitudes", gradients)
+        torch.ne(gradients, 0, out=stays)
+        torch.abs(gradients.sub_(self.offset), out=distances)
+        stays.mul_(torch.gt(distances, self.rounding, out=distances))
+        return gradients.div_(self.divisor).mul_(stays)
 
 
 def _unpack(*arrays: np.ndarray | None) -> Scaler:
@@ -74,15 +83,28 @@ class ScaleStatistics:
 
     def of(self, batch) -> "ScaleStatistics":
         """Return the statistics of one batch, a GradientArray, over all of its labels."""
-        gradients = batch.view().flatten(0, 1)  # (n · n_labels, n_params)
         found = ScaleStatistics(self.scale, self.blocks)
-        if self.scale in ("minmax", "maxabs"):
-            found._minimum, found._maximum = gradients.aminmax(dim=0)
-        else:
-            # In float64, so that the size of the batches does not show, and nothing underflows.
-            found._squares = gradients.double().square().sum(0)
-            found._counts = gradients.count_nonzero(0)
+        for gradients in batch.parts():
+            found._add(gradients.flatten(0, 1))  # (part · n_labels, n_params)
         return found
+
+    def _add(self, gradients: Tensor) -> None:
+        if self.scale not in ("minmax", "maxabs"):
+            # In float64, so that the size of the batches does not show, and nothing underflows.
+            of_part = ScaleStatistics(self.scale, self.blocks)
+            of_part._squares = gradients.double().square().sum(0)
+            of_part._counts = gradients.count_nonzero(0)
+            self.merge(of_part)
+            return
+        if self._minimum is None:
+            self._minimum, self._maximum = gradients[0].clone(), gradients[0].clone()
+        if gradients.device.type == "cpu":  # whose reductions along the first axis are slow
+            for row in gradients:
+                torch.minimum(self._minimum, row, out=self._minimum)
+                torch.maximum(self._maximum, row, out=self._maximum)
+        else:
+            lowest, highest = gradients.aminmax(dim=0)
+            self._minimum, self._maximum = self._minimum.minimum(lowest), self._maximum.maximum(highest)
 
     def merge(self, other: "ScaleStatistics") -> "ScaleStatistics":
         """Take in what `other` has seen."""
@@ -108,4 +130,4 @@ class ScaleStatistics:
                     squares[block.slice] = squares[block.slice].sum()
                     counts[block.slice] = counts[block.slice].sum()
             divisor = (squares / counts.clamp(min=1)).sqrt().to(dtype)
-        return Scaler(torch.where(divisor > 0, divisor, 1), offset, rounding)
+        return Scaler(torch.where(divisor == 0, 1, divisor), offset, rounding)

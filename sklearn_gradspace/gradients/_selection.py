@@ -1,46 +1,139 @@
-"""Selection: per sample and layer, only the entries of largest magnitude stay.
+"""Selection: per sample, scalar and layer, only the entries of largest magnitude stay.
 
 Gradients enter and are written over. The GradNet authors' rule: strictly above the (100 - q)-th percentile.
 """
 
-from collections.abc import Sequence
-from math import floor
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from math import floor, sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._blocks import Block
+from ._products import kth_product
+from ._scratch import Scratch
+
+SELECTIONS = ("exact", "sampled")
+
+_SAMPLE = 4096  # entries that bracket, or in "sampled" selection set, the threshold
+_FEW = 8192  # entries of which partitioning all costs less than bracketing
+_MANY = 2**16  # entries of a product from which its factors tell the threshold sooner on a CPU
 
 
-def select_largest(gradients: Tensor, blocks: Sequence[Block], percentile: float) -> Tensor:
+def select_largest(
+    gradients: Tensor,
+    blocks: Sequence[Block],
+    percentile: float,
+    factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    selection: str = "exact",
+    scratch: Scratch | None = None,
+) -> Tensor:
     """Zero, in place, what is not strictly above its block's (100 - `percentile`)-th percentile of magnitude.
 
     Parameters
     ----------
-    gradients : Tensor of shape (..., n_params)
+    gradients : Tensor of shape (n, k, n_params)
     blocks : sequence of Block
     percentile : float in (0, 100]
         Percentage of entries to keep; 100 keeps all of them.
+    factors : dict of str to (Tensor of shape (n, k, n_out), Tensor of shape (n, n_in)), optional
+        For blocks that are outer products of float32 factors, these, which tell the threshold without the product.
+    selection : {"exact", "sampled"}, default="exact"
+        "sampled": the threshold is the percentile of 4,096 entries of the block.
+    scratch : Scratch, optional
 
     Returns
     -------
-    Tensor of shape (..., n_params)
+    Tensor of shape (n, k, n_params)
         `gradients` itself.
 
     Notes
     -----
     With N entries the percentile lies between the order statistics ``lo`` and ``lo + 1``,
     ``lo = floor((N - 1) (100 - q) / 100)``, and no entry lies strictly between the two, whatever the interpolation. So
-    "strictly above the percentile" is "strictly above the order statistic ``lo``", and ties with it all go. Cost: one
-    partition of each block.
+    "strictly above the percentile" is "strictly above the order statistic ``lo``", and ties with it all go.
     """
     if percentile == 100:
         return gradients
+    scratch = scratch or Scratch()
     for block in blocks:
         part = gradients[..., block.slice]
-        magnitudes = part.abs()
-        # Rounded, for (N - 1)(100 - q) / 100 may be an integer that floating point misses.
-        lowest = floor(round((block.size - 1) * (100 - percentile) / 100, 9))
-        top = torch.topk(magnitudes, block.size - lowest, dim=-1, sorted=False).values
-        part.masked_fill_(magnitudes <= top.amin(-1, keepdim=True), 0)
+        if selection == "sampled":
+            entries = part if block.size <= _SAMPLE else part[..., _positions(block.size).to(part.device)]
+            rank = _rank(entries.shape[-1], percentile)
+            thresholds = entries.abs().kthvalue(rank + 1, -1).values
+        elif block.name in (factors or {}) and (block.size >= _MANY or part.device.type != "cpu"):
+            thresholds = kth_product(*factors[block.name], _rank(block.size, percentile))
+        elif part.device.type == "cpu" and block.size > _FEW:
+            _select_rows(part.flatten(0, 1), _rank(block.size, percentile), scratch)
+            continue
+        else:
+            thresholds = part.abs().topk(block.size - _rank(block.size, percentile), -1, sorted=False).values.amin(-1)
+        _keep_above(part, thresholds)
     return gradients
+
+
+def _rank(size: int, percentile: float) -> int:
+    # Rounded, for (N - 1)(100 - q) / 100 may be an integer that floating point misses.
+    return floor(round((size - 1) * (100 - percentile) / 100, 9))
+
+
+def _keep_above(part: Tensor, thresholds: Tensor) -> None:
+    if part.device.type != "cpu" or part.shape[-1] <= _FEW:
+        part.masked_fill_(part.abs() <= thresholds.unsqueeze(-1), 0)
+        return
+    for row, threshold in zip(part.flatten(0, 1), thresholds.flatten().tolist()):
+        if threshold > 0:
+            torch.ops.aten.hardshrink.out(row, threshold, out=row)
+
+
+def _select_rows(part: Tensor, rank: int, scratch: Scratch) -> None:
+    """Select in each row of a part on the CPU, where NumPy partitions and compares faster than torch."""
+    magnitudes = scratch.like("magnitudes", part[0])
+    masks = [scratch(f"mask {i}", part.shape[1:], torch.bool, part.device).numpy() for i in range(2)]
+    for row in part:
+        torch.abs(row, out=magnitudes)
+        threshold = _kth_smallest(magnitudes.numpy(), rank, *masks)
+        if threshold > 0:
+            torch.ops.aten.hardshrink.out(row, float(threshold), out=row)
+
+
+def _kth_smallest(values: np.ndarray, rank: int, first: np.ndarray, second: np.ndarray) -> float:
+    """Return the order statistic `rank` of many `values`, all non-negative; the masks are written over.
+
+    A sample brackets it between `low` and `high`, so that only entries strictly between the two are partitioned. Counts
+    tell whether the bracket holds. What equals its ends is counted, not partitioned: many ties are slow to partition.
+    """
+    size = len(values)
+    sample = values[_positions(size).numpy()]
+    ends = _bracket(size, rank)
+    sample.partition(ends)
+    low, high = sample[list(ends)]
+    n_low = np.count_nonzero(np.less_equal(values, low, out=first))
+    if rank < n_low:
+        below = np.count_nonzero(np.less(values, low, out=second))
+        return low if rank >= below else np.partition(values, rank)[rank]
+    n_high = np.count_nonzero(np.less(values, high, out=second))
+    if rank >= n_high:
+        below = np.count_nonzero(np.less_equal(values, high, out=first))
+        return high if rank < below else np.partition(values, rank)[rank]
+    between = values[np.flatnonzero(np.greater(second, first, out=second))]
+    between.partition(rank - n_low)
+    return between[rank - n_low]
+
+
+def _bracket(size: int, rank: int) -> tuple[int, int]:
+    """Return ranks in the sample between which the order statistic lies, but for one time in thousands."""
+    share = rank / (size - 1)
+    spread = 3.5 * sqrt(_SAMPLE * share * (1 - share)) + 1
+    low, high = floor(share * (_SAMPLE - 1) - spread), floor(share * (_SAMPLE - 1) + spread) + 1
+    return max(low, 0), min(high, _SAMPLE - 1)
+
+
+@lru_cache(maxsize=256)
+def _positions(size: int) -> Tensor:
+    """Return the positions of the sample in a block, the same each time; random, since strides meet kernels' shapes."""
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(size, (_SAMPLE,), generator=generator).sort().values

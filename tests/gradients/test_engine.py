@@ -56,13 +56,13 @@ def test_single_precision_is_near_the_truth(case, device):
 def test_batches_do_not_show(case, device):
     engine = make_engine(case, device)
     assert_same_in_any_batch(engine, case.X)
-    assert_same_in_any_batch(engine.logits, case.X)
+    assert_same_in_any_batch(engine.outputs, case.X)
 
 
 @every_case
 def test_laws_of_the_cross_entropy(case, device):
     engine = make_engine(case, device)
-    gradients, probabilities = engine(case.X), engine.logits(case.X).softmax(1)
+    gradients, probabilities = engine(case.X), engine.outputs(case.X).softmax(1)
     assert_close(probabilities, reference.probabilities(case.net(), case.X))
     assert_sums_to_zero(gradients, probabilities)
     assert_rank_below_labels(gradients)

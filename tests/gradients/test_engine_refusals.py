@@ -36,7 +36,7 @@ def test_not_finite_logits_name_the_rows(value):
     engine = GradientEngine(net_of(), X)
     bad = X.copy()
     bad[[1, 3], 2] = value
-    for compute in (engine, engine.logits):
+    for compute in (engine, engine.outputs):
         with pytest.raises(ValueError, match=r"rows \[1, 3\]"):
             compute(bad)
 

@@ -1,0 +1,107 @@
+"""Products of windows: the per-sample weight gradients of convolutions, transposed ones included, in 1 to 3 dimensions.
+
+What a window slides over and what stands at each of its positions enter; for a convolution these are the layer's input
+and the cotangents of its output, for a transposed one the other way round. Three ways to the same sums, chosen by shape.
+"""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._scratch import Scratch
+
+# Window copies of this size stay in the cache of a CPU core; elsewhere a launch has to be worth its while.
+_WINDOW_BYTES = {"cpu": 2**20}
+_WINDOW_BYTES_ELSEWHERE = 2**26
+# From here on copying windows costs more than a grouped convolution that takes each sample for a group.
+_MANY_POSITIONS, _MANY_CHANNELS = 1024, 16
+
+_GROUPED = {1: torch.nn.grad.conv1d_weight, 2: torch.nn.grad.conv2d_weight, 3: torch.nn.grad.conv3d_weight}
+
+
+def padded(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the input of a convolution with its padding around it."""
+    widths = layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(inputs, widths, mode=mode) if any(widths) else inputs
+
+
+def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch) -> None:
+    """Write ``sum over positions q of points_q windows_q^T``.
+
+    Parameters
+    ----------
+    layer : Module
+        The convolution, for its stride, dilation and groups.
+    windowed : Tensor of shape (n, c, *size)
+    points : Tensor of shape (n, k, m, *positions)
+    out : Tensor of shape (n, k, m, c / groups, *kernel)
+    scratch : Scratch
+    """
+    n_positions, (c, *kernel) = points[0, 0, 0].numel(), out.shape[3:]
+    if n_positions >= _MANY_POSITIONS and layer.groups == 1 and c >= _MANY_CHANNELS:
+        _by_grouped_convolution(layer, windowed, points, out)
+    else:
+        # Windows are copied in the order of memory and the products put into that of the weights, or the other way
+        # round: whichever is less.
+        _by_windows(layer, windowed, points, out, scratch, in_weight_order=n_positions < out.shape[2] // layer.groups)
+
+
+def _by_grouped_convolution(layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor) -> None:
+    (n, k, m), (c, *kernel) = points.shape[:3], out.shape[3:]
+    points = points.reshape(1, n * k * m, *points.shape[3:])
+    windowed = windowed.reshape(1, n * c, *windowed.shape[2:])
+    size, step = (n * k * m, c, *kernel), layer.stride
+    product = _GROUPED[len(kernel)](windowed, size, points, stride=step, dilation=layer.dilation, groups=n)
+    out.copy_(product.view(out.shape))
+
+
+def _by_windows(
+    layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch, in_weight_order: bool
+) -> None:
+    (n, k, m, *positions), (c, *kernel), groups = points.shape, out.shape[3:], layer.groups
+    rank, m, n_positions, n_taps = len(kernel), m // groups, prod(positions), prod(kernel)
+    windows = _windows(layer, windowed, positions, kernel, channels_last=not in_weight_order)
+    windows = windows.unflatten(-1, (groups, c)).movedim(-2, 1)  # (n, groups, *positions, *kernel, c)
+    if in_weight_order:
+        windows = windows.movedim(-1, 2 + rank)  # (n, groups, *positions, c, *kernel)
+    points = points.movedim((1, 2), (-2, -1)).reshape(n, n_positions, k, groups, m).movedim(3, 1)
+    points = points.reshape(n, groups, n_positions, k * m).mT  # (n, groups, k · m, positions)
+    weights = out.view(n, k, groups, m, c, n_taps)
+    straight = in_weight_order and groups == k == 1
+
+    limit = _WINDOW_BYTES.get(out.device.type, _WINDOW_BYTES_ELSEWHERE)
+    step = min(n, max(1, limit // (groups * n_positions * n_taps * c * out.element_size())))
+    copies = scratch("windows", (step, *windows.shape[1:]), out.dtype, out.device)
+    products = None if straight else scratch("products", (step * groups, k * m, c * n_taps), out.dtype, out.device)
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        rows = len(out[part])
+        u = copies[:rows].copy_(windows[part]).view(rows * groups, n_positions, n_taps * c)
+        delta = points[part].reshape(rows * groups, k * m, n_positions)
+        if straight:
+            torch.bmm(delta, u, out=out[part].view(rows, m, c * n_taps))
+            continue
+        product = torch.bmm(delta, u, out=products[: rows * groups]).view(rows, groups, k, m, c * n_taps)
+        product = product.unflatten(-1, (c, n_taps) if in_weight_order else (n_taps, c))
+        weights[part] = (product if in_weight_order else product.mT).transpose(1, 2)
+
+
+def _windows(
+    layer: nn.Module, windowed: Tensor, positions: list[int], kernel: list[int], channels_last: bool
+) -> Tensor:
+    """Return the view of shape (n, *positions, *kernel, channels) on a tensor in the given order of memory."""
+    windowed = windowed.movedim(1, -1)
+    windowed = windowed.contiguous() if channels_last else windowed.movedim(-1, 1).contiguous().movedim(1, -1)
+    strides = windowed.stride()
+    return windowed.as_strided(
+        (len(windowed), *positions, *kernel, windowed.shape[-1]),
+        (
+            strides[0],
+            *(stride * step for stride, step in zip(strides[1:], layer.stride)),
+            *(stride * dilation for stride, dilation in zip(strides[1:], layer.dilation)),
+            strides[-1],
+        ),
+    )

@@ -1,0 +1,133 @@
+"""Per-sample gradients that are not formed all at once: what is wanted of them, parameter by parameter.
+
+A pass through a net enters; norms, products with directions and products with other gradients leave. Memory is that of
+the pass and of a bounded part of one parameter's gradients, so that nets of 10^8 parameters are in reach.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._engine import GradientEngine
+from ._rules import outer_factors, write_gradients
+
+_PART_BYTES = 2**26  # gradients of a parameter that are formed at a time, at least one row of them
+
+
+class FactoredGradients:
+    """Gradients of shape (n, k, n_params), held as the pass that they come from.
+
+    Parameters
+    ----------
+    engine : GradientEngine
+    X : ndarray of shape (n, ...)
+        Rows that one pass through the net can take.
+    labels : Tensor of shape (n,), optional
+        The number of one scalar for each row; by default all.
+
+    Notes
+    -----
+    The gradient of a linear layer that sees a vector is ``delta a^T``: its norms and products are those of the factors.
+    Other gradients are formed a few rows at a time.
+    """
+
+    def __init__(self, engine: GradientEngine, X: np.ndarray, labels: Tensor | None = None) -> None:
+        with engine.computing():
+            forward = engine.forward(X, labels)
+        self._engine, self._forward = engine, forward
+        self._rules = {rule.name: rule for rule in engine.rules_for(forward)}
+        self._factors = outer_factors(forward, self._rules.values())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n, k, n_params)."""
+        return (*self._forward.cotangents.shape[:2], self._engine.n_params)
+
+    def dense(self, name: str) -> Tensor:
+        """Return the gradients of one parameter, of shape (n, k, *parameter.shape)."""
+        parts = [part.clone() for _, part in self._parts(name)]
+        return torch.cat(parts).unflatten(2, self._block(name).shape or (1,))
+
+    def squared_norms(self) -> dict[str, Tensor]:
+        """Return for each parameter the squared norms of its gradients, of shape (n, k)."""
+        found = {}
+        for block in self._engine.blocks:
+            if block.name in self._factors:
+                deltas, inputs = self._factors[block.name]
+                found[block.name] = deltas.square().sum(2) * inputs.square().sum(1, keepdim=True)
+            else:
+                found[block.name] = torch.cat([part.square().sum(2) for _, part in self._parts(block.name)])
+        return found
+
+    def dot(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """Return inner products with directions in parameter space, summed over parameters.
+
+        Parameters
+        ----------
+        directions : dict of str to Tensor of shape (h, *parameter.shape)
+            h directions, as far as they are not zero.
+
+        Returns
+        -------
+        Tensor of shape (n, k, h)
+        """
+        total = 0
+        for name, direction in directions.items():
+            shape = self._block(name).shape
+            if tuple(direction.shape[1:]) != shape:
+                raise ValueError(
+                    f"directions[{name!r}] has shape {tuple(direction.shape)}; the parameter needs (h, "
+                    f"{', '.join(map(str, shape))})."
+                )
+            direction = direction.to(self._engine.device, self._engine.feature_dtype)
+            if name in self._factors:
+                deltas, inputs = self._factors[name]
+                total = total + torch.einsum("nko,nho->nkh", deltas, torch.einsum("hoi,ni->nho", direction, inputs))
+            else:
+                flat = direction.flatten(1)
+                total = total + torch.cat([part @ flat.T for _, part in self._parts(name)])
+        return total
+
+    def inner(self, other: "FactoredGradients") -> dict[str, Tensor]:
+        """Return for each parameter the inner products with the m times l gradients of `other`.
+
+        Returns
+        -------
+        dict of str to Tensor of shape (n, k, m, l)
+        """
+        found = {}
+        for block in self._engine.blocks:
+            mine, theirs = self._factors.get(block.name), other._factors.get(block.name)
+            if mine and theirs:
+                of_deltas = torch.einsum("nko,mlo->nkml", mine[0], theirs[0])
+                found[block.name] = of_deltas * (mine[1] @ theirs[1].T)[:, None, :, None]
+                continue
+            product = found[block.name] = self._empty((*self.shape[:2], *other.shape[:2]))
+            for rows, part in self._parts(block.name):
+                part = part.clone()  # both may be written to one place
+                for columns, of_other in other._parts(block.name):
+                    product[rows, :, columns] = torch.einsum("nkp,mlp->nkml", part, of_other)
+        return found
+
+    def _block(self, name: str):
+        blocks = {block.name: block for block in self._engine.blocks}
+        if name not in blocks:
+            raise KeyError(f"{name!r} is none of the parameters {', '.join(blocks)}.")
+        return blocks[name]
+
+    def _parts(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Yield gradients of one parameter, of shape (part, k, size), each valid until the next is asked for."""
+        block, (n, k, _) = self._block(name), self.shape
+        step = max(1, _PART_BYTES // (k * block.size * self._engine.feature_dtype.itemsize))
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            with self._engine.computing():
+                place = self._empty((rows.stop - start, k, block.size))
+                shaped = place.unflatten(2, block.shape or (1,))
+                write_gradients(self._forward.rows(rows), [self._rules[name]], {name: shaped})
+            yield rows, place
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=self._engine.feature_dtype, device=self._engine.device)
