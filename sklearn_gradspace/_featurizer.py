@@ -80,6 +80,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
         Precision of the gradients; by default the net's. "bfloat16" and "tf32" are faster on CUDA devices, and inexact:
         `rounding_error_` says how much.
+    compile : bool, default=False
+        Whether `torch.compile` makes one kernel of scaling and power: several times as fast once it is made, which takes
+        seconds and, on a CPU, a C++ compiler.
     n_jobs : int, optional
         Jobs, as in joblib, that share the batches of a pass over the data.
     random_state : int, RandomState or None, default=None
@@ -144,6 +147,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         batch_size="auto",
         device=None,
         dtype=None,
+        compile=False,
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -160,6 +164,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.compile = compile
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -206,7 +211,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
                 for batch in GradientArray(unscaled, X).batches():
                     engine.outputs(batch.X)  # names the rows
                 raise ValueError("gradients of net overflow: they are not finite although its outputs are.")
-        self.features_ = replace(unscaled, scaler=scaler, power=self.power)
+        self.features_ = replace(unscaled, scaler=scaler, power=self.power, compile=self.compile)
         return self
 
     def transform(self, X):
@@ -338,7 +343,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             return int(self.batch_size)
         budget = get_config()["working_memory"] * 2**20
         gradient_bytes = engine.n_labels * engine.n_params * engine.feature_dtype.itemsize
-        return int(np.clip(min(budget // engine.memory(1), _ENOUGH_BYTES // gradient_bytes), 1, 1024))
+        return int(np.clip(_ENOUGH_BYTES // gradient_bytes, 1, min(1024, engine.affordable_rows(budget))))
 
     def __sklearn_clone__(self):
         # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.

@@ -30,6 +30,7 @@ _PROBE_ROWS = 4
 # Gradients that are made, and worked on, at a time: what a CPU's cache holds, what is worth a launch elsewhere.
 _PART_BYTES = {"cpu": 2**24}
 _PART_BYTES_ELSEWHERE = 2**28
+_SCRATCH_BYTES = 2**26
 
 
 class GradientEngine:
@@ -180,7 +181,7 @@ class GradientEngine:
         """
         k = 1 if labels is not None else self.n_labels
         at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
-        step = max(1, at_once // (k * self.n_params * self.feature_dtype.itemsize))
+        step = max(1, at_once // (k * self._gradient_bytes))
         start, size = 0, min(len(X), batch_size or len(X))
         while start < len(X):
             stop = min(start + size, len(X))
@@ -265,15 +266,28 @@ class GradientEngine:
     def memory(self, n: int, all_labels: bool = True, features: int | None = None) -> int:
         """Return the bytes that a pass of `n` rows takes at most, for one scalar a row or for all.
 
-        The pass through the net, what comes back to the layers, and the gradients of `features` rows, by default `n`.
+        They are those of the pass through the net, of what comes back to the layers, of the gradients of `features`
+        rows, by default `n`, and of what does not depend on rows: torch holds the weights once more in the order of
+        memory that it computes in, and some scratch.
         """
         k = self.n_labels if all_labels else 1
-        gradients = self.n_params * self.feature_dtype.itemsize
-        return n * (self.row_bytes + k * self.label_bytes) + (n if features is None else features) * k * gradients
+        features = n if features is None else features
+        return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
+
+    def affordable_rows(self, budget: float) -> int:
+        """Return how many rows, for all scalars, fit into `budget` bytes, one at least."""
+        return max(1, int((budget - self.memory(0)) // (self.memory(1) - self.memory(0))))
+
+    @property
+    def _gradient_bytes(self) -> int:
+        return self.n_params * self.feature_dtype.itemsize
+
+    @property
+    def _constant_bytes(self) -> int:
+        return sum(p.nbytes for p in self.module.parameters()) + _SCRATCH_BYTES
 
     def _too_much(self, k: int) -> str:
-        gib = 2.0**30
-        gradients = k * self.n_params * self.feature_dtype.itemsize
+        gib, gradients = 2.0**30, k * self._gradient_bytes
         largest = max(self.blocks, key=lambda block: block.size)
         return (
             f"a single row takes {self.memory(1, k > 1) / gib:.2f} GiB on {self.device}, {gradients / gib:.2f} GiB of "

@@ -4,7 +4,7 @@ Rows of data enter; a tensor of features leaves, for one candidate label a row o
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ._blocks import Block
 from ._engine import GradientEngine
 from ._forward import ForwardPass
 from ._rules import outer_factors
-from ._scaling import Scaler
+from ._scaling import Scaler, compiled_map
 from ._selection import select_largest
 
 _PIECE = 2**18  # entries that are scaled at a time: with two copies of them, what a core's own cache holds
@@ -36,6 +36,8 @@ class GradientFeatures:
         Rows of a pass through the net.
     selection : {"exact", "sampled"}
         See `select_largest`.
+    compile : bool
+        Whether scaling and power are one kernel, made by `torch.compile`.
     """
 
     engine: GradientEngine
@@ -44,6 +46,7 @@ class GradientFeatures:
     power: float | None = None
     batch_size: int = 64
     selection: str = "exact"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.scaler is not None:
@@ -51,8 +54,7 @@ class GradientFeatures:
 
     def __reduce__(self):
         # By way of the constructor: where the engine finds itself is where the scaler has to be.
-        fields = (self.engine, self.percentile, self.scaler, self.power, self.batch_size, self.selection)
-        return GradientFeatures, fields
+        return GradientFeatures, tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -93,6 +95,10 @@ class GradientFeatures:
         select_largest(gradients, self.blocks, self.percentile, factors, self.selection, scratch)
         at_once = max(1, _PIECE // self.engine.n_params) if gradients.device.type == "cpu" else None
         rows = gradients.flatten(0, 1)
+        if self.compile:
+            scaler = self.scaler or Scaler(None)
+            compiled_map()(rows, scaler.offset, scaler.rounding, scaler.divisor, self.power)
+            return
         for piece in rows.split(at_once or len(rows)):
             if self.scaler is not None:
                 self.scaler(piece, scratch)

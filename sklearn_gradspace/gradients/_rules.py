@@ -179,7 +179,7 @@ class _Trial:
 
     def passes(self, rule: Rule, names: Sequence[str]) -> dict[str, bool]:
         """Return for each of `names` whether `rule` gives the true gradients, zero up to rounding of the largest."""
-        found = {name: torch.full_like(self.truth[name], torch.nan) for name in names}
+        found = {name: self.truth[name].new_full(self.truth[name].shape, torch.nan) for name in names}
         try:
             with torch.no_grad():
                 rule(self.forward, found) if names else None

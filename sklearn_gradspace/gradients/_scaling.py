@@ -3,8 +3,9 @@
 Selected gradients enter batch by batch; a `Scaler` leaves. The GradNet authors' is (g - min) / (max - min); zeros stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -60,6 +61,26 @@ class Scaler:
         torch.abs(gradients.sub_(self.offset), out=distances)
         stays.mul_(torch.gt(distances, self.rounding, out=distances))
         return gradients.div_(self.divisor).mul_(stays)
+
+
+@cache
+def compiled_map() -> Callable[..., Tensor]:
+    """Return scaling and power as one compiled kernel, in place; the first call compiles it, which takes seconds."""
+
+    def scale(
+        gradients: Tensor, offset: Tensor | None, rounding: Tensor | None, divisor: Tensor | None, power: float | None
+    ) -> Tensor:
+        features = gradients
+        if offset is not None:
+            features = features - offset
+            features = torch.where((gradients != 0) & (features.abs() > rounding), features, 0.0)
+        if divisor is not None:
+            features = features / divisor
+        if power is not None:
+            features = torch.copysign(features.abs() ** power, features)
+        return gradients.copy_(features)
+
+    return torch.compile(scale, dynamic=True)
 
 
 def _unpack(*arrays: np.ndarray | None) -> Scaler:

@@ -17,11 +17,12 @@ def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.
     """Return a copy of the structure of `net`, in evaluation mode, over the same weights.
 
     Modules are new objects and parameters are aliases, so that hooks, modes, flags and ``.grad`` are the copy's own
-    while the weights exist once; buffers, which a forward pass may write to, are copied. On another `device` the copy
-    has weights of its own.
+    while the weights exist once; buffers and the weights of embeddings with a `max_norm`, which a forward pass may write
+    to, are copied. On another `device` the copy has weights of its own.
     """
     with torch.inference_mode(False):
-        memo = {id(t): _like(t, _alias(t).to(device)) for t in _tensors(net)}
+        renormed = {id(m.weight) for m in net.modules() if getattr(m, "max_norm", None) is not None}
+        memo = {id(t): _like(t, _alias(t, id(t) in renormed).to(device)) for t in _tensors(net)}
         return copy.deepcopy(net, memo).eval()
 
 
@@ -88,9 +89,9 @@ def _like(original: Tensor, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _alias(tensor: Tensor) -> Tensor:
+def _alias(tensor: Tensor, is_written_to: bool) -> Tensor:
     # What was made in inference mode cannot be differentiated; a clone of it can.
-    shared = isinstance(tensor, nn.Parameter) and not tensor.is_inference()
+    shared = isinstance(tensor, nn.Parameter) and not tensor.is_inference() and not is_written_to
     return tensor.detach() if shared else tensor.detach().clone()
 
 

@@ -1,0 +1,134 @@
+"""Measuring contenders side by side: times by turns, peak memory apart, and what the machine can do.
+
+Functions without arguments enter; seconds of each round, bytes, and lines and tables in Markdown leave.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import torch
+from tqdm import tqdm
+
+_GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, title: str
+) -> dict[str, list[float]]:
+    """Return the seconds that each contender took in each round; every round runs all of them in turn.
+
+    Parameters
+    ----------
+    contenders : dict of str to callable
+    rounds : int
+        Rounds after a first one that is not counted.
+    device : device
+        Whose work is waited for.
+    title : str
+        What is shown on stderr.
+    """
+    seconds = {name: [] for name in contenders}
+    for turn in tqdm(range(-1, rounds), title, leave=False):
+        for name, run in contenders.items():
+            _wait(device)
+            start = time.perf_counter()
+            run()
+            _wait(device)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Return the median of the ratios of the rounds."""
+    return median(a / b for a, b in zip(numerators, denominators))
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> float:
+    """Return the bytes that `run` takes at most beyond what is in use before; NaN where the system does not count."""
+    gc.collect()
+    if device.type == "cuda":
+        _wait(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if platform.system() != "Linux":
+        return float("nan")
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or `run` would find it in place
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def gemm(device: torch.device) -> tuple[Callable[[], object], float]:
+    """Return a large square product in float32, into memory that is there, and its number of operations."""
+    size = _GEMM_SIZE[device.type]
+    left, right = torch.rand(2, size, size, device=device)
+    out = torch.empty(size, size, device=device)
+    return lambda: torch.mm(left, right, out=out), 2.0 * size**3
+
+
+def fill(entries: int, device: torch.device) -> tuple[Callable[[], object], float]:
+    """Return the writing of as many float32 numbers to memory that was written to before, and their bytes."""
+    place = torch.zeros(entries, device=device)
+    return lambda: place.fill_(1.0), 4.0 * entries
+
+
+def machine(device: torch.device) -> str:
+    """Return a line on the machine: processor, cores, threads, device and versions."""
+    parts = [f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"]
+    if device.type == "cuda":
+        parts.append(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}")
+    parts += [f"torch {torch.__version__}"]
+    parts += [f"{name} {_version(package)}" for name, package in _PEERS.items()]
+    return "; ".join(parts)
+
+
+_PEERS = {"Opacus": "opacus", "BackPACK": "backpack-for-pytorch"}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, its first column to the left and the others to the right."""
+    widths = [max(3, *map(len, column)) for column in zip(header, *rows)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [header, rule, *rows]
+    return "\n".join(
+        "| " + " | ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) + " |"
+        for line in lines
+    )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(dict(line.split(":", 1) for line in lines)[field].split()[0])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
