@@ -3,6 +3,7 @@
 An engine of this package, a line of the tables and rows enter; times, memory, and what the machine allows leave.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median
@@ -140,6 +141,9 @@ def drained(passes: Pass | Ours) -> Callable[[], None]:
 
 def measure(case: Case, rounds: int, threads: int) -> tuple[list[Measured], Floor]:
     """Check that all contenders agree, then measure their memory, then their time."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()  # libraries are many objects, which would be gone through at every measurement of memory
     device, truth = case.engine.device, case.ours().all()
     place = next(iter(case.engine.parts(case.X, case.labels)))[2].numel()
     common = Measured(threads, case.net, case.line, len(case.X), "")
@@ -158,7 +162,6 @@ def measure(case: Case, rounds: int, threads: int) -> tuple[list[Measured], Floo
         if not error < AGREEMENT:
             measured[name] = replace(measured[name], note=f"differs from ours by {error:.1e}")
         runs[name] = drained(passes)
-        runs[name]()
         measured[name] = replace(measured[name], peak_mb=peak_memory(drained(make()), device) / 1e6)
     del truth
 

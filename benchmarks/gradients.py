@@ -29,22 +29,25 @@ from sklearn_gradspace.gradients import GradientEngine
 
 @dataclass(frozen=True)
 class Sizes:
-    """Batch sizes of each line; `small` is for nets whose gradients are large."""
+    """Batch sizes of each line; ResNet-18 has lines and sizes of its own."""
 
     one: tuple[int, ...]
     all_labels: int
-    small: int
     pipeline: tuple[int, ...]
+    resnet: tuple[tuple[str, int], ...]
 
-    def lines(self, net: str) -> list[tuple[str, int]]:
+    def lines(self, net: str) -> Sequence[tuple[str, int]]:
         """Return the lines of the tables of a net, with their batch sizes."""
         if net == "ResNet-18":
-            return [(ONE, self.small), (SELECTED, self.small)]
+            return self.resnet
         return [(line, n) for line in (ONE, SELECTED) for n in self.one] + [(ALL, self.all_labels)]
 
 
-SIZES = {"cpu": Sizes((25, 100), 25, 4, (25,)), "cuda": Sizes((256, 1024), 256, 32, (256, 1024))}
-QUICK = Sizes((4,), 2, 1, (4,))
+SIZES = {
+    "cpu": Sizes((25, 100), 25, (25,), ((ONE, 4), (SELECTED, 4))),
+    "cuda": Sizes((256, 1024), 256, (256, 1024), ((ONE, 32), (SELECTED, 32))),
+}
+QUICK = Sizes((4,), 2, (4,), ((ONE, 2),))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Apply(nn.Module):
@@ -120,25 +121,275 @@ class UnusedLayer(nn.Module):
         return self.head(x)
 
 
-class Attention(nn.Module):
-    def __init__(self, batch_first):
+class Temperature(nn.Module):
+    """A parameter without axes, in a layer and in the net itself."""
+
+    def __init__(self):
         super().__init__()
-        self.batch_first = batch_first
+        self.scale, self.body = nn.Parameter(torch.tensor(0.5)), Scaled()
+
+    def forward(self, x):
+        return self.scale * self.body(x).tanh()
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.tensor(1.5)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.scale * x)
+
+
+class Attention(nn.Module):
+    def __init__(self, batch_first, need_weights=False):
+        super().__init__()
+        self.batch_first, self.need_weights = batch_first, need_weights
         self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=batch_first), nn.Linear(4, 3)
 
     def forward(self, x):
         x = x if self.batch_first else x.transpose(0, 1)
-        out = self.attention(x, x, x, need_weights=False)[0]
+        out, weights = self.attention(x, x, x, need_weights=self.need_weights)
+        out = out if weights is None else out + weights.sum(2, keepdim=True) * weights.square().sum(2, keepdim=True)
         return self.head(out.mean(1 if self.batch_first else 0))
 
 
-class Recurrent(nn.Module):
-    def __init__(self, kind):
+class MaskedAttention(nn.Module):
+    """Attention under a constant mask, whose first axis is that of the steps and no row a sample."""
+
+    def __init__(self, n_steps):
         super().__init__()
-        self.recurrent, self.head = kind(4, 5, batch_first=True), nn.Linear(5, 3)
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+        self.register_buffer("mask", torch.ones(n_steps, n_steps, dtype=torch.bool).triu(1))
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0][:, -2])
+
+
+class PaddedAttention(nn.Module):
+    """Attention that leaves out the steps that begin with a negative number, by a keyword with a row a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, kdim=3, vdim=4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        left_out = x[:, :, 0] < 0
+        left_out[:, 0] = False
+        return self.head(self.attention(x, x[:, :, :3], x, key_padding_mask=left_out)[0].mean(1))
+
+
+class Decoder(nn.Module):
+    """A transformer's decoder, which gets the steps and a memory, and a mask of the steps."""
+
+    def __init__(self, n_steps):
+        super().__init__()
+        self.decoder = nn.TransformerDecoderLayer(4, 2, 6, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("mask", torch.ones(n_steps, n_steps, dtype=torch.bool).triu(1))
+
+    def forward(self, x):
+        return self.head(self.decoder(x, x.flip(1).tanh(), tgt_mask=self.mask)[:, -2])
+
+
+class Positions(nn.Module):
+    """Embeddings of tokens, of which one is padding, and of their positions, which no row has for itself."""
+
+    def __init__(self, n_steps):
+        super().__init__()
+        self.token, self.position = nn.Embedding(4, 5, padding_idx=1), nn.Embedding(n_steps, 5)
+        self.head = nn.Linear(5, 3)
+        self.register_buffer("steps", torch.arange(n_steps))
+
+    def forward(self, tokens):
+        return self.head((self.token(tokens) * self.position(self.steps).tanh()).sum(1).tanh())
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, n_out=5, **options):
+        super().__init__()
+        self.recurrent, self.head = kind(4, 5, batch_first=True, **options), nn.Linear(n_out, 3)
 
     def forward(self, x):
         return self.head(self.recurrent(x)[0][:, -1])
+
+
+class Cells(nn.Module):
+    """A cell that is called at each step, and given its own state."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.cell, self.head = kind(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+class Checkpointed(nn.Module):
+    """The body is computed a second time in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 5)), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.body, x, use_reentrant=False).tanh())
+
+
+class GradientStopped(nn.Module):
+    """One layer counts with its values alone, another in one of its two calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.step, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.step(x).tanh() * self.gate(x).detach()
+        with torch.no_grad():
+            target = self.step(x + 1)
+        return self.head((h - target).tanh())
+
+
+class Gated(nn.Module):
+    """Highway: a gate mixes what a layer returns with its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        gate = self.gate(x).sigmoid()
+        return self.head(gate * self.body(x).tanh() + (1 - gate) * x)
+
+
+class Fourier(nn.Module):
+    """Complex numbers on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(torch.fft.fft2(self.body(x)).real.tanh().flatten(1))
+
+
+class Mixer(nn.Module):
+    """Layers over channels and over steps, in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.over_steps, self.over_channels = nn.LayerNorm(4), nn.Linear(3, 3), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x + self.over_steps(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.over_channels(self.norm(x)).tanh().mean(1))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels are weighted by what a bottleneck makes of their means."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.down, self.up, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, 2), nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        weights = self.up(self.down(x.mean((2, 3))).relu()).sigmoid()
+        return self.head((x * weights[:, :, None, None]).tanh().mean((2, 3)))
+
+
+class DenselyConnected(nn.Module):
+    """Every layer gets what all before it returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(5, 3, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.cat([x, self.first(x).relu()], 1)
+        x = torch.cat([x, self.second(x).relu()], 1)
+        return self.head(x.mean((2, 3)))
+
+
+class UNet(nn.Module):
+    """Down, up to the size that the way down had, and joined with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(5, 3, 1)
+
+    def forward(self, x):
+        up = self.up(self.down(x).tanh(), output_size=x.shape[2:])
+        return self.last(torch.cat([x, up.tanh()], 1)).mean((2, 3))
+
+
+class AddedInPlace(nn.Module):
+    """The shortcut is added to what a normalisation returned, and the sum rectified, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Linear(2, 3)
+
+    def forward(self, x):
+        h = self.norm(self.conv(x))
+        h += x
+        return self.head(h.relu_().mean((2, 3)))
+
+
+class Flattened(nn.Module):
+    """Relies on the usual order of memory: by `view` with an error otherwise, by `as_strided` with other numbers."""
+
+    def __init__(self, strided):
+        super().__init__()
+        self.conv, self.head, self.strided = nn.Conv2d(2, 4, 3), nn.Linear(80, 3), strided
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head(x.as_strided((len(x), 80), (80, 1)) if self.strided else x.view(len(x), -1))
+
+
+class Scores(nn.Module):
+    """Returns more than its logits."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.body, self.head, self.other, self.kind = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, 2), kind
+
+    def forward(self, x):
+        h = self.body(x).tanh()
+        return self.kind(zip(("logits", "other"), (self.head(h), self.other(h))))
+
+
+def rounded(x):
+    """Return the numbers as indices below 5."""
+    return (3 * x.abs()).long().clamp(max=4)
+
+
+def sum_and_product(outputs):
+    """Return two scalars of each row."""
+    return torch.stack([outputs.sum(1), outputs.prod(1)], 1)
+
+
+def values_of(items):
+    """Return the second entries, as a tuple."""
+    return tuple(value for _, value in items)
+
+
+class Vector(nn.Module):
+    """Returns one number a row, without an axis for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x).tanh()).squeeze(1)
 
 
 class InputOverwritten(nn.Module):

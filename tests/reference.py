@@ -1,32 +1,54 @@
-"""The slow truth: gradients by a loop over samples and labels, and what becomes of them by NumPy."""
+"""The slow truth: gradients by a loop over samples and scalars, and what becomes of them by NumPy."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 
-def gradients(net, X):
-    """Return d CE(net(x), c) / d w of shape (n, n_labels, n_params), of all trainable parameters of `net`."""
+def gradients(net, X, scalar="cross_entropy", output=None):
+    """Return d s_c(net(x)) / d w of shape (n, n_scalars, n_params), of all trainable parameters of `net`."""
     net = net.eval()
     parameters = [p for p in net.parameters() if p.requires_grad]
     samples = []
     for row in X:
-        n_labels = net(torch.tensor(row).unsqueeze(0)).shape[1]
-        samples.append([_gradient(net, parameters, row, label) for label in range(n_labels)])
+        n_scalars = len(_scalars(_outputs(net, row, output), scalar))
+        samples.append(
+            [_gradient(_scalars(_outputs(net, row, output), scalar)[k], parameters) for k in range(n_scalars)]
+        )
     return np.array(samples)
 
 
-def _gradient(net, parameters, row, label):
-    loss = F.cross_entropy(net(torch.tensor(row).unsqueeze(0)), torch.tensor([label]))
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+def _gradient(scalar, parameters):
+    found = torch.autograd.grad(scalar, parameters, allow_unused=True)
+    found = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(parameters, found)]
     return np.concatenate([g.numpy().ravel() for g in found])
 
 
-def probabilities(net, X):
+def _outputs(net, row, output=None):
+    returned = net(torch.tensor(row).unsqueeze(0))
+    return (returned if output is None else output(returned)).view(1, -1)
+
+
+def _scalars(net, row, scalar, output):
+    outputs = _outputs(net, row, output)
+    if callable(scalar):
+        return scalar(outputs)[0]
+    if scalar == "logit":
+        return outputs[0]
+    losses = F.cross_entropy(*_all_labels(outputs), reduction="none")
+    return losses if scalar == "cross_entropy" else -losses
+
+
+def _all_labels(outputs):
+    """Return logits of shape (n_labels, n_labels) and the labels; one logit z stands for the two logits (0, z)."""
+    logits = outputs if outputs.shape[1] > 1 else torch.cat([torch.zeros_like(outputs), outputs], 1)
+    return logits.expand(logits.shape[1], -1), torch.arange(logits.shape[1])
+
+
+def probabilities(net, X, output=None):
     """Return the predicted probabilities of shape (n, n_labels)."""
     with torch.no_grad():
-        return np.array([net.eval()(torch.tensor(row).unsqueeze(0))[0].softmax(0).numpy() for row in X])
+        return np.array([_all_labels(_outputs(net.eval(), row, output))[0][0].softmax(0).numpy() for row in X])
 
 
 def select(gradients, sizes, percentile):

@@ -15,6 +15,7 @@ from ._scratch import Scratch
 # Window copies of this size stay in the cache of a CPU core; elsewhere a launch has to be worth its while.
 _WINDOW_BYTES = {"cpu": 2**20}
 _WINDOW_BYTES_ELSEWHERE = 2**26
+_STACKED_BYTES = 2**24  # gradients of a row up to which one product makes those of all its scalars
 # From here on copying windows costs more than a grouped convolution that takes each sample for a group.
 _MANY_POSITIONS, _MANY_CHANNELS = 1024, 16
 
@@ -40,8 +41,11 @@ def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Ten
     out : Tensor of shape (n, k, m, c / groups, *kernel)
     scratch : Scratch
     """
-    n_positions, (c, *kernel) = points[0, 0, 0].numel(), out.shape[3:]
-    if n_positions >= _MANY_POSITIONS and layer.groups == 1 and c >= _MANY_CHANNELS:
+    n_positions, (c, *kernel), k = points[0, 0, 0].numel(), out.shape[3:], points.shape[1]
+    if k > 1 and out[0].nbytes > _STACKED_BYTES:
+        for j in range(k):
+            window_products(layer, windowed, points[:, j : j + 1], out[:, j : j + 1], scratch)
+    elif n_positions >= _MANY_POSITIONS and layer.groups == 1 and c >= _MANY_CHANNELS:
         _by_grouped_convolution(layer, windowed, points, out)
     else:
         # Windows are copied in the order of memory and the products put into that of the weights, or the other way

@@ -26,7 +26,8 @@ from ._sharing import packed, shared_copy, usable
 
 DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 
-_PROBE_ROWS = 4
+# Rows that decide on the rules, and parameters from which on they are fewer: their gradients are held in double.
+_PROBE_ROWS, _PROBE_ROWS_OF_MANY, _MANY = 4, 2, 10**7
 # Gradients that are made, and worked on, at a time: what a CPU's cache holds, what is worth a launch elsewhere.
 _PART_BYTES = {"cpu": 2**24}
 _PART_BYTES_ELSEWHERE = 2**28
@@ -93,7 +94,8 @@ class GradientEngine:
         self._attach()
         self._input_dtype = self.dtype
         with self.computing():
-            self._try_out(sample[np.linspace(0, len(sample) - 1, _PROBE_ROWS, dtype=int)])
+            n_rows = _PROBE_ROWS if self.n_params < _MANY else _PROBE_ROWS_OF_MANY
+            self._try_out(sample[np.linspace(0, len(sample) - 1, n_rows, dtype=int)])
 
     def _attach(self) -> None:
         self.module = shared_copy(self.net, self._target)
@@ -312,7 +314,7 @@ class GradientEngine:
         forward = self._precise_forward(X, labels)
         _check_independence(forward, self.scalar)
         self.rules = choose_rules(forward, [block.name for block in self.blocks])
-        by_layer = {rule.name.rpartition(".")[0] for rule in self.rules if rule.rule in LAYER_RULES}
+        by_layer = {forward.layer_of(rule.name) for rule in self.rules if rule.rule in LAYER_RULES}
         self._signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
         self.row_bytes, self.label_bytes = self._measured_bytes(X, labels)
         self.rounding_error = self._measured_error(X, labels, forward) if self._dtype in ("bfloat16", "tf32") else None
@@ -365,7 +367,7 @@ class GradientEngine:
 
     def _precise_forward(self, X: np.ndarray, labels: Tensor) -> ForwardPass:
         """Return a pass in double precision, where rounding does not pass for error, if the net can be computed so."""
-        layers = dict.fromkeys(block.layer for block in self.blocks)
+        layers = dict.fromkeys(layer for block in self.blocks for layer in (block.layer, *_around(block.layer)))
         inputs = self.inputs(X)
 
         def run(module: nn.Module, inputs: Tensor) -> ForwardPass:
@@ -405,8 +407,16 @@ class GradientEngine:
         errors = []
         for block in self.blocks:
             mine, true = found[..., block.slice].to(truth.dtype), truth[..., block.slice]
-            errors.append(((mine - true).abs().amax() / true.abs().amax().clamp(min=torch.finfo(true.dtype).tiny)).item())
+            errors.append(
+                ((mine - true).abs().amax() / true.abs().amax().clamp(min=torch.finfo(true.dtype).tiny)).item()
+            )
         return max(errors)
+
+
+def _around(layer: str) -> list[str]:
+    """Return the names of the modules around a layer, without that of the net."""
+    parts = layer.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 @torch.no_grad()
@@ -423,7 +433,9 @@ def _check_independence(forward: ForwardPass, scalar: Scalar) -> None:
             )
         form = cotangents(scalar, together[None])[0]
         if form.shape != forms[row].shape or (form - forms[row]).abs().max() > rounding * forms.abs().max():
-            raise ValueError("scalar mixes the rows of a batch: each of its rows must come from that row of the outputs.")
+            raise ValueError(
+                "scalar mixes the rows of a batch: each of its rows must come from that row of the outputs."
+            )
 
 
 def _free_memory(device: torch.device) -> None:

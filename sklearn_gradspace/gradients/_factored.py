@@ -58,7 +58,8 @@ class FactoredGradients:
                 deltas, inputs = self._factors[block.name]
                 found[block.name] = deltas.square().sum(2) * inputs.square().sum(1, keepdim=True)
             else:
-                found[block.name] = torch.cat([part.square().sum(2) for _, part in self._parts(block.name)])
+                norms = [torch.linalg.vector_norm(part, dim=2) for _, part in self._parts(block.name)]
+                found[block.name] = torch.cat(norms).square()
         return found
 
     def dot(self, directions: Mapping[str, Tensor]) -> Tensor:
@@ -106,7 +107,6 @@ class FactoredGradients:
                 continue
             product = found[block.name] = self._empty((*self.shape[:2], *other.shape[:2]))
             for rows, part in self._parts(block.name):
-                part = part.clone()  # both may be written to one place
                 for columns, of_other in other._parts(block.name):
                     product[rows, :, columns] = torch.einsum("nkp,mlp->nkml", part, of_other)
         return found
@@ -120,14 +120,16 @@ class FactoredGradients:
     def _parts(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Yield gradients of one parameter, of shape (part, k, size), each valid until the next is asked for."""
         block, (n, k, _) = self._block(name), self.shape
-        step = max(1, _PART_BYTES // (k * block.size * self._engine.feature_dtype.itemsize))
-        for start in range(0, n, step):
-            rows = slice(start, min(start + step, n))
-            with self._engine.computing():
-                place = self._empty((rows.stop - start, k, block.size))
-                shaped = place.unflatten(2, block.shape or (1,))
-                write_gradients(self._forward.rows(rows), [self._rules[name]], {name: shaped})
-            yield rows, place
+        step = min(n, max(1, _PART_BYTES // (k * block.size * self._engine.feature_dtype.itemsize)))
+        shape, engine = (step, k, block.size), self._engine
+        with engine.scratch.lent("parts", shape, engine.feature_dtype, engine.device) as place:
+            for start in range(0, n, step):
+                rows = slice(start, min(start + step, n))
+                part = place[: rows.stop - start]
+                with engine.computing():
+                    shaped = part.unflatten(2, block.shape or (1,))
+                    write_gradients(self._forward.rows(rows), [self._rules[name]], {name: shaped})
+                yield rows, part
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=self._engine.feature_dtype, device=self._engine.device)

@@ -92,6 +92,16 @@ class ForwardPass:
         cut = {name: getattr(self, name)[part] for name in ("inputs", "outputs", "cotangents")}
         return replace(self, calls=calls, **cut)
 
+    def layer_of(self, name: str) -> str:
+        """Return the innermost module around a parameter that was called; its own where none was.
+
+        The weight of an attention's output projection, say, is used by the attention and not by the projection.
+        """
+        own = layer = name.rpartition(".")[0]
+        while layer and not self.calls.get(layer):
+            layer = layer.rpartition(".")[0]
+        return layer or own
+
     def signature(self) -> "Signature":
         """Return how each layer was called: rules that were right for it are right for the like of it."""
         return {layer: [call and call.by_row for call in calls] for layer, calls in self.calls.items()}
@@ -241,9 +251,7 @@ def _with_deltas(
         )
 
     completed = {layer: [complete(call) for call in of_layer] for layer, of_layer in calls.items()}
-    return {
-        layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()
-    }
+    return {layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()}
 
 
 def _stacked(deltas: tuple[Tensor, ...]) -> Tensor:

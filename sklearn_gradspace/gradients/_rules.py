@@ -22,7 +22,18 @@ _TRUTH_BYTES = 2**28  # gradients that are compared with autograd's at a time
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """How the gradients of one parameter are computed, and why so."""
+    """How the gradients of one parameter are computed, and why so.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter in the net.
+    rule : {"closed_form", "layer_transform", "net_transform", "loop", "unused"}
+        Products of what enters its layer and what comes back to it; `torch.func` on its layer, or on the whole net; a
+        backward pass for each row and scalar; zeros.
+    why : str
+        What decided.
+    """
 
     name: str
     rule: str
@@ -131,18 +142,16 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
     del sums
     for group in _groups(parameters, len(forward.inputs)):
         trial = _Trial(forward, group, largest)
-        why = {}
-        for name in [name for name in group if name not in chosen]:
-            rule, why[name] = _rule_of_layer(forward, name)
-            if rule is not None and not trial.passes(rule, [name])[name]:
-                why[name], rule = "its layer's own gradient is not the whole of it", None
-            if rule is not None:
-                chosen[name] = ParameterRule(name, rule.__name__, why[name])
-        for rule in (net_transform, loop):
-            missing = [name for name in group if name not in chosen]
-            for name, right in trial.passes(rule, missing).items():
+        candidates = {name: _rule_of_layer(forward, name) for name in group if name not in chosen}
+        for rule in (closed_form, layer_transform, net_transform, loop):
+            general = rule in (net_transform, loop)
+            tried = [name for name, (own, _) in candidates.items() if name not in chosen and (general or own is rule)]
+            for name, right in trial.passes(rule, tried).items():
+                own, why = candidates[name]
+                if general and own is not None:
+                    why = "its layer's own gradient is not the whole of it"
                 if right:
-                    chosen[name] = ParameterRule(name, rule.__name__, why[name])
+                    chosen[name] = ParameterRule(name, rule.__name__, why)
     missing = [name for name in names if name not in chosen]
     if missing:
         raise ValueError(
@@ -154,7 +163,7 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
 
 
 def _rule_of_layer(forward: ForwardPass, name: str) -> tuple[Rule | None, str]:
-    layer_name, _, own_name = name.rpartition(".")
+    layer_name = forward.layer_of(name)
     layer, calls = forward.module.get_submodule(layer_name), forward.calls[layer_name]
     if not calls:
         return None, "used outside of its module's forward"
@@ -162,10 +171,14 @@ def _rule_of_layer(forward: ForwardPass, name: str) -> tuple[Rule | None, str]:
         return None, "its layer does not keep a row a sample"
     if not all(call.is_intact for call in calls):
         return None, "something writes over its layer's input"
-    exact = _layer_rules.exact_rule(layer) and own_name in ("weight", "bias")
+    exact = _layer_rules.exact_rule(layer) and _own_name(name, layer_name) in ("weight", "bias")
     if exact and all(call.maps_rows for call in calls):
         return closed_form, f"a {type(layer).__name__} layer"
     return layer_transform, f"no closed form for {type(layer).__name__}"
+
+
+def _own_name(name: str, layer: str) -> str:
+    return name.removeprefix(f"{layer}.")
 
 
 class _Trial:
@@ -184,13 +197,12 @@ class _Trial:
             with torch.no_grad():
                 rule(self.forward, found) if names else None
         except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what transforms raise where they cannot
-            return dict.fromkeys(names, False)
+            return {name: self.passes(rule, [name])[name] for name in names} if len(names) > 1 else {names[0]: False}
         # The loop is right wherever a row's gradient is a fact at all: it may differ by rounding inside the net.
         rounding = 1e-6 if rule is loop else 100 * torch.finfo(self.forward.outputs.dtype).eps
         return {
-            name: _size(found[name] - truth) <= rounding * (1e3 * _size(truth) + self.largest)
-            for name, truth in self.truth.items()
-            if name in names
+            name: _size(mine.sub_(self.truth[name])) <= rounding * (1e3 * _size(self.truth[name]) + self.largest)
+            for name, mine in found.items()
         }
 
 
@@ -227,12 +239,14 @@ def _as_precise(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _by_layer(forward: ForwardPass, out: Gradients, write: Callable) -> None:
     """Apply `write` to every call of the layers of `out`; a layer that is called twice adds up."""
-    for layer_name in dict.fromkeys(name.rpartition(".")[0] for name in out):
-        own = {name.rpartition(".")[2]: place for name, place in out.items() if name.rpartition(".")[0] == layer_name}
-        layer = forward.module.get_submodule(layer_name)
-        for i, call in enumerate(forward.calls[layer_name]):
+    by_layer: dict[str, Gradients] = {}
+    for name, place in out.items():
+        layer = forward.layer_of(name)
+        by_layer.setdefault(layer, {})[_own_name(name, layer)] = place
+    for layer, own in by_layer.items():
+        for i, call in enumerate(forward.calls[layer]):
             places = own if i == 0 else {name: torch.empty_like(place) for name, place in own.items()}
-            write(layer, call, places)
+            write(forward.module.get_submodule(layer), call, places)
             for name, place in own.items():
                 if i:
                     place.add_(places[name])

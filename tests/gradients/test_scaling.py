@@ -18,8 +18,8 @@ class Batch:
     def __init__(self, gradients):
         self.gradients = torch.tensor(gradients)
 
-    def view(self):
-        return self.gradients.clone()
+    def parts(self):
+        yield from self.gradients.clone().split(2)
 
 
 def sparse_gradients(seed, n=9, dtype=np.float64):
