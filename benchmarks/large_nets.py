@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def encoder() -> nn.Module:
 def perceptron() -> nn.Module:
     """Return a perceptron of 10^8 weights on 4,096 numbers, with ten classes."""
     sizes = (4096, 8192, 8192)
-    layers = [part for i, o in zip(sizes, sizes[1:]) for part in (nn.Linear(i, o), nn.ReLU())]
+    layers = [part for i, o in pairwise(sizes) for part in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], 10))
 
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--line", nargs=2, metavar=("NET", "PASS"), help="measure one line, in this process")
     options = parser.parse_args()
     if options.report:
-        print(GradientEngine(ResNet18(10).eval(), np.random.rand(2, 3, 64, 64), "all").rules)
+        print(GradientEngine(ResNet18(10).eval(), np.zeros((2, 3, 64, 64)), "all").rules)
         return
     if options.line:
         print(measure(*options.line))

@@ -73,16 +73,16 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         entries that gets wrong.
     batch_size : int or "auto", default="auto"
         Rows computed at a time. "auto" takes as many as fit scikit-learn's ``working_memory``, but no more than have
-        256 MiB of gradients, and one at least. When memory runs out all the same, batches are halved. The numbers do not
-        depend on it.
+        256 MiB of gradients, and one at least. When memory runs out all the same, batches are halved. The numbers do
+        not depend on it.
     device : str or device, optional
         Where to compute; by default where the net is.
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
         Precision of the gradients; by default the net's. "bfloat16" and "tf32" are faster on CUDA devices, and inexact:
         `rounding_error_` says how much.
     compile : bool, default=False
-        Whether `torch.compile` makes one kernel of scaling and power: several times as fast once it is made, which takes
-        seconds and, on a CPU, a C++ compiler.
+        Whether `torch.compile` makes one kernel of scaling and power: several times as fast once it is made, which
+        takes seconds and, on a CPU, a C++ compiler.
     n_jobs : int, optional
         Jobs, as in joblib, that share the batches of a pass over the data.
     random_state : int, RandomState or None, default=None

@@ -1,7 +1,8 @@
 """Products of windows: the per-sample weight gradients of convolutions, transposed ones included, in 1 to 3 dimensions.
 
 What a window slides over and what stands at each of its positions enter; for a convolution these are the layer's input
-and the cotangents of its output, for a transposed one the other way round. Three ways to the same sums, chosen by shape.
+and the cotangents of its output, for a transposed one the other way round. Three ways to the same sums are chosen from
+by shape.
 """
 
 from math import prod
@@ -41,7 +42,7 @@ def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Ten
     out : Tensor of shape (n, k, m, c / groups, *kernel)
     scratch : Scratch
     """
-    n_positions, (c, *kernel), k = points[0, 0, 0].numel(), out.shape[3:], points.shape[1]
+    n_positions, c, k = points[0, 0, 0].numel(), out.shape[3], points.shape[1]
     if k > 1 and out[0].nbytes > _STACKED_BYTES:
         for j in range(k):
             window_products(layer, windowed, points[:, j : j + 1], out[:, j : j + 1], scratch)

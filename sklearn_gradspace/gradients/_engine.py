@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
-from ._memory import is_out_of_memory
+from ._memory import free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Scalar, check_finite, cotangents
+from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_probabilities
 from ._rules import LAYER_RULES, ParameterRule, choose_rules, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import packed, shared_copy, usable
@@ -156,7 +156,13 @@ class GradientEngine:
     def allocate(self, n: int, all_labels: bool) -> Tensor:
         """Return an uninitialised place for the gradients of `n` rows."""
         shape = (n, self.n_labels, self.n_params) if all_labels else (n, self.n_params)
-        return torch.empty(shape, dtype=self.feature_dtype, device=self.device)
+        try:
+            return torch.empty(shape, dtype=self.feature_dtype, device=self.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            needed = n * (self.n_labels if all_labels else 1) * self._gradient_bytes
+            raise MemoryError(f"the gradients of {n} rows take {self._beside_free(needed)}") from error
 
     def parts(
         self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None, batch_size: int | None = None
@@ -198,7 +204,8 @@ class GradientEngine:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
-                    raise MemoryError(self._too_much(k)) from error
+                    needed = self.memory(1, k > 1)
+                    raise MemoryError(f"a pass of a single row takes {self._beside_free(needed)}") from error
             # Outside of the handler, where the error no longer holds what the failed pass had allocated.
             size = max(1, size // 2)
             _free_memory(self.device)
@@ -231,7 +238,7 @@ class GradientEngine:
         return [ParameterRule(rule.name, loop.__name__, "called otherwise") for rule in self.rules]
 
     def places(self, out: Tensor) -> dict[str, Tensor]:
-        """Return views of shape (n, k, *parameter.shape) on gradients of shape (n, k, n_params)."""
+        """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params)."""
         return {block.name: out[..., block.slice].unflatten(2, block.shape or (1,)) for block in self.blocks}
 
     def forward(self, X: np.ndarray, labels: Tensor | None = None) -> ForwardPass:
@@ -253,7 +260,7 @@ class GradientEngine:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Differentiate whatever mode the caller is in, and on CUDA devices round to TF32 only if that was asked for."""
+        """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for."""
         switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if self.device.type == "cuda" else ()
         before = [switch.fp32_precision for switch in switches]
         try:
@@ -288,31 +295,27 @@ class GradientEngine:
     def _constant_bytes(self) -> int:
         return sum(p.nbytes for p in self.module.parameters()) + _SCRATCH_BYTES
 
-    def _too_much(self, k: int) -> str:
-        gib, gradients = 2.0**30, k * self._gradient_bytes
+    def _beside_free(self, n_bytes: int) -> str:
+        """Return a number of bytes beside those that are free, and the way out."""
+        gib, free = 2.0**30, free_bytes(self.device)
         largest = max(self.blocks, key=lambda block: block.size)
-        return (
-            f"a single row takes {self.memory(1, k > 1) / gib:.2f} GiB on {self.device}, {gradients / gib:.2f} GiB of "
-            f"them for {k} x {self.n_params} gradients. Choose fewer parameters by `layers`: the largest, "
-            f"{largest.name!r}, has {largest.size} of them."
-        )
+        text = f"{n_bytes / gib:.2f} GiB on {self.device}, for {self.n_params} parameters and {self.n_labels} labels"
+        if free is not None:
+            fit = int(self.n_params * free / n_bytes)
+            text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
+        return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
 
     def _try_out(self, X: np.ndarray) -> None:
         """Find out, on a few rows, what the net takes and returns, and by which rules its gradients are right."""
-        for name, layer in self.module.named_modules():
-            if isinstance(layer, _BatchNorm) and layer.running_mean is None:
-                raise ValueError(
-                    f"layer {name!r} mixes the rows of a batch: {type(layer).__name__} without running statistics. "
-                    "Train it with track_running_stats=True."
-                )
+        refuse_batch_statistics(self.module)
         self._channels_last = False
         outputs = self._first_outputs(X)
         self._channels_last = self._may_be_channels_last(X, outputs)
-        self._check_are_logits(outputs)
+        refuse_probabilities(self.module, outputs, self.scalar)
         self.n_labels = cotangents(self.scalar, outputs).shape[1]
         labels = torch.arange(len(X), device=self.device) % self.n_labels
         forward = self._precise_forward(X, labels)
-        _check_independence(forward, self.scalar)
+        refuse_mixing(forward, self.scalar)
         self.rules = choose_rules(forward, [block.name for block in self.blocks])
         by_layer = {forward.layer_of(rule.name) for rule in self.rules if rule.rule in LAYER_RULES}
         self._signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
@@ -352,18 +355,6 @@ class GradientEngine:
             return torch.allclose(self.outputs(X), outputs, rtol=1e-2, atol=1e-2 * outputs.abs().max().item())
         except Exception:  # a forward that relies on the other order, as `view` does
             return False
-
-    def _check_are_logits(self, outputs: Tensor) -> None:
-        if callable(self.scalar) or self.scalar == "logit":
-            return
-        *_, last = self.module.modules()
-        sums_to_one = outputs.shape[1] > 1 and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() <= 1e-3
-        if sums_to_one or (outputs.shape[1] == 1 and isinstance(last, nn.Sigmoid)):
-            which = "its rows sum to one" if sums_to_one else "it ends with a Sigmoid"
-            raise ValueError(
-                f"net returns probabilities: {which}. Gradients are those of the cross-entropy of logits: leave the "
-                "softmax out, or pass a module that returns the logarithm."
-            )
 
     def _precise_forward(self, X: np.ndarray, labels: Tensor) -> ForwardPass:
         """Return a pass in double precision, where rounding does not pass for error, if the net can be computed so."""
@@ -417,25 +408,6 @@ def _around(layer: str) -> list[str]:
     """Return the names of the modules around a layer, without that of the net."""
     parts = layer.split(".")
     return [".".join(parts[:i]) for i in range(1, len(parts))]
-
-
-@torch.no_grad()
-def _check_independence(forward: ForwardPass, scalar: Scalar) -> None:
-    forms = cotangents(scalar, forward.outputs)
-    for row in {0, len(forward.inputs) - 1}:
-        together, alone = forward.outputs[row], forward.apply(forward.module, forward.inputs[row : row + 1].clone())[0]
-        difference = (together - alone).abs().max()
-        rounding = max(1e-6, 1e3 * torch.finfo(together.dtype).eps)
-        if difference > rounding * together.abs().max():
-            raise ValueError(
-                f"net mixes the rows of a batch, or is random: the logits of a row differ by {difference:.2g} when it "
-                "comes alone. Features need a net that is a function of each row by itself."
-            )
-        form = cotangents(scalar, together[None])[0]
-        if form.shape != forms[row].shape or (form - forms[row]).abs().max() > rounding * forms.abs().max():
-            raise ValueError(
-                "scalar mixes the rows of a batch: each of its rows must come from that row of the outputs."
-            )
 
 
 def _free_memory(device: torch.device) -> None:

@@ -46,7 +46,7 @@ class FactoredGradients:
         return (*self._forward.cotangents.shape[:2], self._engine.n_params)
 
     def dense(self, name: str) -> Tensor:
-        """Return the gradients of one parameter, of shape (n, k, *parameter.shape)."""
+        """Return the gradients of one parameter, of shape (n, k, ``*parameter.shape``)."""
         parts = [part.clone() for _, part in self._parts(name)]
         return torch.cat(parts).unflatten(2, self._block(name).shape or (1,))
 
@@ -67,8 +67,8 @@ class FactoredGradients:
 
         Parameters
         ----------
-        directions : dict of str to Tensor of shape (h, *parameter.shape)
-            h directions, as far as they are not zero.
+        directions : dict of str to Tensor of shape (h, ...)
+            h directions, each of the parameter's shape, as far as they are not zero.
 
         Returns
         -------

@@ -44,7 +44,7 @@ def convolution(layer: nn.Conv2d, name: str, inputs: Tensor, deltas: Tensor, out
 def transposed_convolution(
     layer: nn.ConvTranspose2d, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch
 ) -> None:
-    """Write ``sum over positions q of a_q u_q^T``, u_q the window of the cotangents that the input at q was spread to."""
+    """Write ``sum over positions q of a_q u_q^T``, u_q the window of cotangents that the input at q is spread to."""
     if name == "bias":
         _sum(deltas, range(3, deltas.ndim), out)
     else:

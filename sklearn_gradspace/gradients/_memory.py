@@ -19,6 +19,11 @@ def available_bytes() -> int | None:
         return None
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that is free on `device`, in bytes, or None where the system does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+
+
 def require_memory(n_bytes: float, what: str) -> None:
     """Raise MemoryError, naming the way out, if `n_bytes` for `what` are more than is free."""
     free = available_bytes()

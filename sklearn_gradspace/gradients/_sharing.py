@@ -17,8 +17,8 @@ def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.
     """Return a copy of the structure of `net`, in evaluation mode, over the same weights.
 
     Modules are new objects and parameters are aliases, so that hooks, modes, flags and ``.grad`` are the copy's own
-    while the weights exist once; buffers and the weights of embeddings with a `max_norm`, which a forward pass may write
-    to, are copied. On another `device` the copy has weights of its own.
+    while the weights exist once. Buffers and the weights of embeddings with a `max_norm`, to which a forward pass may
+    write, are copied. On another `device` the copy has weights of its own.
     """
     with torch.inference_mode(False):
         renormed = {id(m.weight) for m in net.modules() if getattr(m, "max_norm", None) is not None}

@@ -1,5 +1,7 @@
 """The engine equals a loop of backward passes, keeps the laws of the cross-entropy and leaves the net alone."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -15,56 +17,64 @@ from asserts import (
     untouched,
 )
 from cases import BY_NAME, CASES
+from resnet import ResNet18
 from torch import nn
 
-from sklearn_gradspace.gradients import GradientEngine
+from sklearn_gradspace.gradients import GradientEngine, _engine
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_classifier = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.scalar == "cross_entropy"], ids=lambda case: case.name
+)
 
 
 @cache
 def truth(case):
-    return reference.gradients(case.net(), case.X)
+    return reference.gradients(case.net(), case.X, **case.options)
 
 
-def make_engine(case, device):
-    return GradientEngine(case.net(), case.X, layers="all", device=device)
+def test_there_are_many_architectures():
+    assert len(BY_NAME) == len(CASES) >= 135
 
 
 @every_case
 def test_all_labels_equal_the_loop(case, device):
-    assert_close(make_engine(case, device)(case.X), truth(case))
+    assert_close(case.engine(device)(case.X), truth(case))
 
 
 @every_case
 def test_one_label_equals_the_loop(case, device):
-    engine = make_engine(case, device)
+    engine = case.engine(device)
     labels = np.arange(case.n)[::-1] % engine.n_labels
     assert_close(engine(case.X, torch.tensor(labels.copy())), truth(case)[np.arange(case.n), labels])
 
 
 @every_case
 def test_single_precision_is_near_the_truth(case, device):
-    X = case.X.astype(np.float32)
-    engine = GradientEngine(case.net().float(), X, layers="all", device=device)
-    gradients = engine(X)
-    assert gradients.dtype == torch.float32
-    assert_close(gradients, reference.gradients(case.net().float().double(), X.astype(float)), 1e-5)
+    engine = case.engine(device, net=case.net().float())
+    double = reference.gradients(
+        case.net().float().double(), case.X_of(np.float32).astype(case.X.dtype), **case.options
+    )
+    for X in (case.X, case.X_of(np.float32)):
+        gradients = engine(X)
+        assert gradients.dtype == torch.float32
+        assert_close(gradients, double, 1e-5)
 
 
 @every_case
 def test_batches_do_not_show(case, device):
-    engine = make_engine(case, device)
+    engine = case.engine(device)
     assert_same_in_any_batch(engine, case.X)
     assert_same_in_any_batch(engine.outputs, case.X)
 
 
-@every_case
+@every_classifier
 def test_laws_of_the_cross_entropy(case, device):
-    engine = make_engine(case, device)
-    gradients, probabilities = engine(case.X), engine.outputs(case.X).softmax(1)
-    assert_close(probabilities, reference.probabilities(case.net(), case.X))
-    assert_sums_to_zero(gradients, probabilities)
+    engine = case.engine(device)
+    gradients, outputs = engine(case.X), engine.outputs(case.X)
+    logits = outputs if outputs.shape[1] > 1 else torch.cat([torch.zeros_like(outputs), outputs], 1)
+    assert_close(logits.softmax(1), reference.probabilities(case.net(), case.X, case.output))
+    assert_sums_to_zero(gradients, logits.softmax(1))
     assert_rank_below_labels(gradients)
 
 
@@ -75,18 +85,128 @@ def test_net_data_and_random_state_stay_as_they_were(case, training, device):
     for parameter in list(net.parameters())[::2]:
         parameter.grad = torch.ones_like(parameter)
     with untouched(net), random_state_untouched():
-        GradientEngine(net, X, layers="all", device=device)(X)
+        case.engine(device, net=net)(X)
     np.testing.assert_array_equal(X, case.X)
 
 
 @every_case
 def test_training_in_place_is_seen(case, device):
     net = case.net().to(device)
-    engine = GradientEngine(net, case.X, layers="all")
+    engine = case.engine(net=net)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1.25)
-    assert_close(engine(case.X), reference.gradients(net.cpu(), case.X))
+    assert_close(engine(case.X), reference.gradients(net.cpu(), case.X, **case.options))
+
+
+def test_resnet18_equals_the_loop(device):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = ResNet18(10).double()
+    X = np.random.default_rng(0).normal(size=(2, 3, 32, 32))
+    engine = GradientEngine(net, X, layers=["layer4.1.*", "fc.*"], device=device)
+    assert {rule.rule for rule in engine.rules} == {"closed_form"}
+    found = engine(X)
+    chosen = {block.name for block in engine.blocks}
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    assert_close(found, reference.gradients(net, X))
+
+
+@pytest.mark.parametrize("name", ["conv2d twice", "transformer", "tied weights", "lstm", "parameters without axes"])
+@pytest.mark.parametrize("part_bytes", [1, 5000, 2**24])
+@pytest.mark.parametrize("batch_size", [1, 2, None])
+def test_parts_are_consecutive_and_equal_the_whole(name, part_bytes, batch_size, device, monkeypatch):
+    case = BY_NAME[name]
+    engine = case.engine(device)
+    monkeypatch.setitem(_engine._PART_BYTES, device.type, part_bytes)
+    labels = torch.arange(case.n) % engine.n_labels
+    for of_rows, k in ((None, engine.n_labels), (labels, 1)):
+        parts = [
+            (rows, forward, found.clone()) for rows, forward, found in engine.parts(case.X, of_rows, None, batch_size)
+        ]
+        assert [i for rows, _, _ in parts for i in range(rows.start, rows.stop)] == list(range(case.n))
+        assert all(len(found) == len(forward.inputs) == rows.stop - rows.start for rows, forward, found in parts)
+        assert all(torch.equal(forward.inputs, engine.inputs(case.X[rows])) for rows, forward, _ in parts)
+        assert max(len(found) for _, _, found in parts) <= (batch_size or case.n)
+        whole = truth(case) if of_rows is None else truth(case)[np.arange(case.n), labels][:, None]
+        assert_close(torch.cat([found for _, _, found in parts]), whole)
+        out = torch.full((case.n, k, engine.n_params + 1), torch.nan, dtype=torch.float64, device=device)
+        for rows, _, found in engine.parts(case.X, of_rows, out[..., 1:], batch_size):
+            assert found.data_ptr() == out[rows, :, 1:].data_ptr()
+        assert_close(out[..., 1:], whole)
+        assert out[..., 0].isnan().all()
+
+
+def test_the_place_that_is_given_is_written_to(device):
+    case = BY_NAME["conv2d twice"]
+    engine = case.engine(device)
+    labels = torch.arange(case.n) % engine.n_labels
+    for given in (None, labels):
+        out = engine.allocate(case.n, given is None).fill_(torch.nan)
+        assert engine(case.X, given, out) is out
+        assert_close(out, engine(case.X, given), 0)
+
+
+def test_no_rows_have_no_gradients(device):
+    case = BY_NAME["mlp of two layers"]
+    engine = case.engine(device)
+    assert engine(case.X[:0]).shape == (0, 3, engine.n_params)
+    assert list(engine.parts(case.X[:0])) == []
+
+
+@pytest.mark.parametrize("name", ["conv2d twice", "transformer", "called twice"])
+def test_results_do_not_change_one_another(name, device):
+    case = BY_NAME[name]
+    engine = case.engine(device)
+    first = engine(case.X)
+    before = first.clone()
+    engine(case.X + 1)
+    assert torch.equal(first, before)
+
+
+@pytest.mark.parametrize("name", ["conv2d twice", "transformer", "called twice"])
+def test_passes_within_a_pass_do_not_show(name, device, monkeypatch):
+    case = BY_NAME[name]
+    engine = case.engine(device)
+    expected = engine(case.X)
+    monkeypatch.setitem(_engine._PART_BYTES, device.type, 1)
+    for rows, _, found in engine.parts(case.X):
+        for inner_rows, _, inner in engine.parts(case.X[::-1]):
+            assert_close(inner, expected.flip(0)[inner_rows], 1e-13)
+        assert_close(engine(case.X[::-1]), expected.flip(0), 1e-13)
+        assert_close(found, expected[rows], 1e-13)
+
+
+@pytest.mark.parametrize("name", ["mlp of two layers", "conv2d twice", "called twice", "transformer", "tied weights"])
+def test_threads_may_share_an_engine(name, device):
+    case = BY_NAME[name]
+    engine = case.engine(device)
+    rows = [case.X, case.X[::-1].copy()]
+    expected = [engine(X) for X in rows]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda i: (i, engine(rows[i % 2])), range(60)))
+    finally:
+        sys.setswitchinterval(interval)
+    for i, gradients in found:
+        assert_close(gradients, expected[i % 2], 1e-13)
+
+
+@pytest.mark.parametrize("name", ["viewed as vectors", "strided as vectors"])
+def test_nets_that_rely_on_the_order_of_memory_keep_it(name, device):
+    case = BY_NAME[name]
+    for dtype in (torch.float32, torch.float64):
+        engine = case.engine(device, net=case.net().to(dtype))
+        assert engine.inputs(case.X).is_contiguous()
+
+
+def test_images_are_channels_last_on_the_cpu():
+    case = BY_NAME["conv2d twice"]
+    assert case.engine("cpu").inputs(case.X).is_contiguous(memory_format=torch.channels_last)
+    assert case.engine("cpu").inputs(case.X, plain=True).is_contiguous()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -94,7 +214,7 @@ def test_training_in_place_is_seen(case, device):
 def test_grad_modes_of_the_caller_do_not_show(name, mode, device):
     case = BY_NAME[name]
     with mode():
-        gradients = make_engine(case, device)(case.X)
+        gradients = case.engine(device)(case.X)
     assert not gradients.requires_grad
     assert_close(gradients.clone(), truth(case))
 
@@ -111,7 +231,7 @@ def test_sure_predictions_keep_their_precision(margin, device):
 
 def test_fork_shares_the_net(device):
     case = BY_NAME["conv2d"]
-    engine = make_engine(case, device)
+    engine = case.engine(device)
     twin = engine.fork()
     assert twin.net is engine.net and twin.module is not engine.module
     assert_close(twin(case.X), engine(case.X), 0)
@@ -120,6 +240,6 @@ def test_fork_shares_the_net(device):
 def test_half_precision_gives_single_precision_gradients(device):
     case = BY_NAME["mlp of two layers"]
     net = case.net().bfloat16()
-    gradients = GradientEngine(net, case.X, layers="all", device=device)(case.X)
+    gradients = case.engine(device, net=net)(case.X)
     assert gradients.dtype == torch.float32
     assert_close(gradients, reference.gradients(net.double(), case.X), 0.05)

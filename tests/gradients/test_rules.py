@@ -23,10 +23,8 @@ CLOSED = [
     "viewed as vectors", "strided as vectors", "one logit", "one logit without an axis", "regression",
 ]  # fmt: skip
 
-ATTENTION = {
-    f"attention.{name}": "layer_transform"
-    for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-}
+PROJECTIONS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+ATTENTION = {f"attention.{name}": "layer_transform" for name in PROJECTIONS}
 RECURRENT = {f"recurrent.{kind}_{of}_l0": "loop" for kind in ("weight", "bias") for of in ("ih", "hh")}
 EXPECTED = {
     **{name: {} for name in CLOSED},
@@ -44,7 +42,7 @@ EXPECTED = {
     },
     "mask as long as the rows that decide": dict.fromkeys(ATTENTION, "net_transform"),
     "transformer encoder": {
-        f"0.layers.{i}.self_{name}": rule for i in range(2) for name, rule in ATTENTION.items()
+        f"0.layers.{i}.self_attn.{name}": "layer_transform" for i in range(2) for name in PROJECTIONS
     },
     "embedding of positions": {"position.weight": "net_transform"},
     "as many positions as rows": {"position.weight": "net_transform"},

@@ -1,0 +1,53 @@
+"""Nets whose per-sample gradients would mean nothing, refused by name.
+
+A net, some rows and what it returned for them enter; nothing leaves, or an error that says what to do.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ._forward import ForwardPass
+from ._outputs import Scalar, cotangents
+
+
+def refuse_batch_statistics(module: nn.Module) -> None:
+    """Refuse a batch normalisation that normalises by the batch, also in evaluation mode."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
+            raise ValueError(
+                f"layer {name!r} mixes the rows of a batch: {type(layer).__name__} without running statistics. "
+                "Train it with track_running_stats=True."
+            )
+
+
+def refuse_probabilities(module: nn.Module, outputs: Tensor, scalar: Scalar) -> None:
+    """Refuse outputs that are probabilities where logits are differentiated."""
+    if callable(scalar) or scalar == "logit":
+        return
+    *_, last = module.modules()
+    sums_to_one = outputs.shape[1] > 1 and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() <= 1e-3
+    if sums_to_one or (outputs.shape[1] == 1 and isinstance(last, nn.Sigmoid)):
+        which = "its rows sum to one" if sums_to_one else "it ends with a Sigmoid"
+        raise ValueError(
+            f"net returns probabilities: {which}. Gradients are those of the cross-entropy of logits: leave the "
+            "softmax out, or pass a module that returns the logarithm."
+        )
+
+
+@torch.no_grad()
+def refuse_mixing(forward: ForwardPass, scalar: Scalar) -> None:
+    """Refuse a net, or a scalar, that makes something else of a row when it comes alone."""
+    forms = cotangents(scalar, forward.outputs)
+    for row in {0, len(forward.inputs) - 1}:
+        together, alone = forward.outputs[row], forward.apply(forward.module, forward.inputs[row : row + 1].clone())[0]
+        difference = (together - alone).abs().max()
+        rounding = max(1e-6, 1e3 * torch.finfo(together.dtype).eps)
+        if difference > rounding * together.abs().max():
+            raise ValueError(
+                f"net mixes the rows of a batch, or is random: the logits of a row differ by {difference:.2g} when it "
+                "comes alone. Features need a net that is a function of each row by itself."
+            )
+        form = cotangents(scalar, together[None])[0]
+        if form.shape != forms[row].shape or (form - forms[row]).abs().max() > rounding * forms.abs().max():
+            raise ValueError("scalar mixes the rows of a batch: each row must come from that row of the outputs alone.")
