@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 import torch
 from _gradient_nets import N_LABELS, operations
-from _measure import alternate, fill, gemm, peak_memory, ratio
+from _measure import Rounds, alternate, fill, gemm, peak_memory, ratio
 from _peers import PEERS, PERCENTILE, Pass, Task, by_kthvalue, by_quantile, by_topk, selected, torch_func
 from torch import Tensor
 
@@ -31,6 +31,7 @@ class Measured:
     line: str
     n: int
     contender: str
+    rounds: int = 0
     ms: float = float("nan")
     time_over_ours: float = float("nan")
     peak_mb: float = float("nan")
@@ -139,7 +140,7 @@ def drained(passes: Pass | Ours) -> Callable[[], None]:
     return run
 
 
-def measure(case: Case, rounds: int, threads: int) -> tuple[list[Measured], Floor]:
+def measure(case: Case, rounds: Rounds, threads: int) -> tuple[list[Measured], Floor]:
     """Check that all contenders agree, then measure their memory, then their time."""
     gc.unfreeze()
     gc.collect()
@@ -172,7 +173,9 @@ def measure(case: Case, rounds: int, threads: int) -> tuple[list[Measured], Floo
     byte_s = [nbytes / s for s in seconds.pop("fill")]
     for name, of_rounds in seconds.items():
         ms = 1e3 * median(of_rounds) / case.n_gradients
-        measured[name] = replace(measured[name], ms=ms, time_over_ours=ratio(of_rounds, seconds[OURS]))
+        measured[name] = replace(
+            measured[name], rounds=len(of_rounds), ms=ms, time_over_ours=ratio(of_rounds, seconds[OURS])
+        )
     return list(measured.values()), floor(case, flop_s, byte_s, seconds[OURS])
 
 

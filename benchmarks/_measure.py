@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -17,33 +18,48 @@ import torch
 from tqdm import tqdm
 
 _GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
+_PEERS = {"Opacus": "opacus", "BackPACK": "backpack-for-pytorch"}
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How many rounds: as many as fit into some seconds, but at least `least` and at most `most`."""
+
+    seconds: float
+    least: int = 5
+    most: int = 25
+
+    def number(self, one_round: float) -> int:
+        """Return the number of rounds of which one took `one_round` seconds."""
+        return min(max(int(self.seconds / one_round), self.least), self.most)
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, title: str
+    contenders: Mapping[str, Callable[[], object]], rounds: Rounds, device: torch.device, title: str
 ) -> dict[str, list[float]]:
     """Return the seconds that each contender took in each round; every round runs all of them in turn.
 
     Parameters
     ----------
     contenders : dict of str to callable
-    rounds : int
-        Rounds after a first one that is not counted.
+    rounds : Rounds
+        A first round is not counted.
     device : device
         Whose work is waited for.
     title : str
         What is shown on stderr.
     """
-    seconds = {name: [] for name in contenders}
-    for turn in tqdm(range(-1, rounds), title, leave=False):
-        for name, run in contenders.items():
-            _wait(device)
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+
+    def seconds(run: Callable[[], object]) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        return time.perf_counter() - start
+
+    number = rounds.number(sum(map(seconds, contenders.values())))
+    turns = [[seconds(run) for run in contenders.values()] for _ in tqdm(range(number), title, leave=False)]
+    return {name: list(of_rounds) for name, of_rounds in zip(contenders, zip(*turns))}
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
@@ -86,16 +102,13 @@ def fill(entries: int, device: torch.device) -> tuple[Callable[[], object], floa
 
 
 def machine(device: torch.device) -> str:
-    """Return a line on the machine: processor, cores, threads, device and versions."""
-    parts = [f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"]
+    """Return a line on the machine: processor, cores, threads, how busy it is before, device and versions."""
+    parts = [f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"]
     if device.type == "cuda":
         parts.append(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}")
     parts += [f"torch {torch.__version__}"]
     parts += [f"{name} {_version(package)}" for name, package in _PEERS.items()]
     return "; ".join(parts)
-
-
-_PEERS = {"Opacus": "opacus", "BackPACK": "backpack-for-pytorch"}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 import torch
 from _gradient_nets import N_LABELS
-from _measure import alternate, peak_memory, ratio
+from _measure import Rounds, alternate, peak_memory, ratio
 from _peers import PERCENTILE
 from torch import nn
 
@@ -31,7 +31,7 @@ class Rate:
     rounding_error: float | None
 
 
-def rates(net: nn.Module, X: np.ndarray, rounds: int, device: torch.device) -> list[Rate]:
+def rates(net: nn.Module, X: np.ndarray, rounds: Rounds, device: torch.device) -> list[Rate]:
     """Return the rate of each precision for a batch of the rows `X`."""
     maps = {str(dtype): _features(net, X, dtype) for dtype in DTYPES}
     runs = {name: lambda of=of: _drain(of, X) for name, of in maps.items()}

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from _contenders import ALL, ONE, OURS, SELECTED, Case, Floor, Measured, measure
 from _gradient_nets import NETS, net_and_rows
-from _measure import machine, table
+from _measure import Rounds, machine, table
 from _pipeline_features import Rate, rates
 
 from sklearn_gradspace.gradients import GradientEngine
@@ -44,7 +44,7 @@ class Sizes:
 
 
 SIZES = {
-    "cpu": Sizes((25, 100), 25, (25,), ((ONE, 4), (SELECTED, 4))),
+    "cpu": Sizes((25, 100), 25, (25,), ((ONE, 4), (SELECTED, 2))),
     "cuda": Sizes((256, 1024), 256, (256, 1024), ((ONE, 32), (SELECTED, 32))),
 }
 QUICK = Sizes((4,), 2, (4,), ((ONE, 2),))
@@ -72,8 +72,8 @@ def report(options: argparse.Namespace) -> None:
     """Measure and print."""
     device = torch.device(options.device)
     sizes = QUICK if options.quick else SIZES[device.type]
-    rounds = 1 if options.quick else options.rounds
-    print(f"\n## {options.threads[0]} thread(s)\n\n{machine(device)}; {rounds} rounds\n", flush=True)
+    rounds = Rounds(0, least=1) if options.quick else Rounds(options.seconds)
+    print(f"\n## {options.threads[0]} thread(s)\n\n{machine(device)}\n", flush=True)
     for name in options.nets:
         lines = sizes.lines(name)
         net, X, what = net_and_rows(name, max(n for _, n in lines), options.data_home)
@@ -89,6 +89,7 @@ def report(options: argparse.Namespace) -> None:
 
 def _print_net(what: str, results: list[tuple[list[Measured], Floor]]) -> None:
     header = [f"{of_case[0].line}, n = {of_case[0].n}" for of_case, _ in results]
+    counts = ["rounds", *(str(of_case[0].rounds) for of_case, _ in results)]
     cases = [_best_of_opacus(of_case) for of_case, _ in results]
     names = list(dict.fromkeys(name for case in cases for name in case))
 
@@ -99,7 +100,7 @@ def _print_net(what: str, results: list[tuple[list[Measured], Floor]]) -> None:
 
     ours = ["ours, ms per gradient", *(f"{case[OURS].ms:.3f}" for case in cases)]
     times = rows(lambda m: _number(m.time_over_ours, 2) + _mode(m), but=(OURS,))
-    print(f"### {what}\n\nTime, in times that of ours\n\n{table(['', *header], [ours, *times])}\n")
+    print(f"### {what}\n\nTime, in times that of ours\n\n{table(['', *header], [counts, ours, *times])}\n")
     print(f"Peak extra memory, MB\n\n{table(['', *header], rows(lambda m: _number(m.peak_mb, 0)))}\n")
     print("Floor: operations at the rate of a large float32 matrix product, bytes at that of writing to warm memory\n")
     print(table(_FLOOR_HEADER, [_floor_row(of_case[0], floor) for of_case, floor in results]), "\n")
@@ -161,7 +162,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads, a process for each")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=5, help="for the rounds of a case, which are 5 to 25")
     parser.add_argument("--quick", action="store_true", help="one round of small batches, to see that everything runs")
     parser.add_argument("--csv", help="file to write")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

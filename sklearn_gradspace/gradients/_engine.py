@@ -13,21 +13,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
 from ._memory import free_bytes, is_out_of_memory
-from ._outputs import SCALARS, Scalar, check_finite, cotangents
-from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_probabilities
-from ._rules import LAYER_RULES, ParameterRule, choose_rules, loop, write_gradients
+from ._outputs import SCALARS, Scalar, check_finite
+from ._rules import ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import packed, shared_copy, usable
+from ._trial import try_out
 
 DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 
-# Rows that decide on the rules, and parameters from which on they are fewer: their gradients are held in double.
-_PROBE_ROWS, _PROBE_ROWS_OF_MANY, _MANY = 4, 2, 10**7
 # Gradients that are made, and worked on, at a time: what a CPU's cache holds, what is worth a launch elsewhere.
 _PART_BYTES = {"cpu": 2**24}
 _PART_BYTES_ELSEWHERE = 2**28
@@ -88,19 +85,17 @@ class GradientEngine:
             raise ValueError(f"scalar={scalar!r} is none of {', '.join(map(repr, SCALARS))}, and no function.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, DTYPES))}.")
-        self.net, self.scalar, self._target, self._output, self._dtype = net, scalar, device, output, dtype
+        self.net, self.scalar, self.target, self._output, self.precision = net, scalar, device, output, dtype
         self.blocks = make_blocks(choose_parameters(net, layers))
         self.n_params = sum(block.size for block in self.blocks)
         self._attach()
-        self._input_dtype = self.dtype
         with self.computing():
-            n_rows = _PROBE_ROWS if self.n_params < _MANY else _PROBE_ROWS_OF_MANY
-            self._try_out(sample[np.linspace(0, len(sample) - 1, n_rows, dtype=int)])
+            try_out(self, sample)
 
     def _attach(self) -> None:
-        self.module = shared_copy(self.net, self._target)
-        if self._dtype not in (None, "tf32"):
-            self.module.to(getattr(torch, self._dtype))
+        self.module = shared_copy(self.net, self.target)
+        if self.precision not in (None, "tf32"):
+            self.module.to(getattr(torch, self.precision))
         first = self.module.get_parameter(self.blocks[0].name)
         self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self._output)
@@ -111,7 +106,7 @@ class GradientEngine:
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._target = None if self._target is None else usable(self._target)
+        self.target = None if self.target is None else usable(self.target)
         self._attach()
 
     def fork(self) -> "GradientEngine":
@@ -233,7 +228,7 @@ class GradientEngine:
 
     def rules_for(self, forward: ForwardPass) -> Sequence[ParameterRule]:
         """Return `rules`, or the loop where rows took another way through the net than those that decided on these."""
-        if set(self._signature) <= set(forward.calls):
+        if set(self.signature) <= set(forward.calls):
             return self.rules
         return [ParameterRule(rule.name, loop.__name__, "called otherwise") for rule in self.rules]
 
@@ -244,18 +239,18 @@ class GradientEngine:
     def forward(self, X: np.ndarray, labels: Tensor | None = None) -> ForwardPass:
         """Return a pass of the rows `X` for the numbers `labels` of one scalar each, or for all scalars."""
         inputs = self.inputs(X)
-        forward = forward_pass(self.apply, self.module, self._signature, inputs, self.scalar, labels, self.scratch)
+        forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
         if self.device.type == "cpu":
             check_finite(forward.outputs)  # elsewhere it would wait for the device; NaN shows in the gradients
-        return forward.like(self._signature) or replace(forward, calls={})
+        return forward.like(self.signature) or replace(forward, calls={})
 
     def inputs(self, X: np.ndarray, plain: bool = False) -> Tensor:
         """Return rows as the net takes them, on the device; `plain` in the usual order of memory."""
         inputs = torch.from_numpy(np.array(X, order="C"))
         if self.device.type == "cuda":
             inputs = inputs.pin_memory().to(self.device, non_blocking=True)
-        inputs = inputs.to(self.device, self._input_dtype)
-        last = self._channels_last and not plain
+        inputs = inputs.to(self.device, self.input_dtype)
+        last = self.channels_last and not plain
         return inputs.contiguous(memory_format=torch.channels_last) if last else inputs
 
     @contextmanager
@@ -265,7 +260,7 @@ class GradientEngine:
         before = [switch.fp32_precision for switch in switches]
         try:
             for switch in switches:
-                switch.fp32_precision = "tf32" if self._dtype == "tf32" else "ieee"
+                switch.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
             with torch.inference_mode(False):
                 yield
         finally:
@@ -304,110 +299,6 @@ class GradientEngine:
             fit = int(self.n_params * free / n_bytes)
             text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
         return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
-
-    def _try_out(self, X: np.ndarray) -> None:
-        """Find out, on a few rows, what the net takes and returns, and by which rules its gradients are right."""
-        refuse_batch_statistics(self.module)
-        self._channels_last = False
-        outputs = self._first_outputs(X)
-        self._channels_last = self._may_be_channels_last(X, outputs)
-        refuse_probabilities(self.module, outputs, self.scalar)
-        self.n_labels = cotangents(self.scalar, outputs).shape[1]
-        labels = torch.arange(len(X), device=self.device) % self.n_labels
-        forward = self._precise_forward(X, labels)
-        refuse_mixing(forward, self.scalar)
-        self.rules = choose_rules(forward, [block.name for block in self.blocks])
-        by_layer = {forward.layer_of(rule.name) for rule in self.rules if rule.rule in LAYER_RULES}
-        self._signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
-        self.row_bytes, self.label_bytes = self._measured_bytes(X, labels)
-        self.rounding_error = self._measured_error(X, labels, forward) if self._dtype in ("bfloat16", "tf32") else None
-
-    def _first_outputs(self, X: np.ndarray) -> Tensor:
-        """Return the outputs of the first rows, after finding out whether the net takes numbers or indices."""
-        try:
-            return self.outputs(X)
-        except ValueError:
-            raise
-        except Exception as error:  # whatever a user's forward may raise
-            if is_out_of_memory(error):
-                raise
-            if X.dtype.kind in "iu" and self._input_dtype.is_floating_point:
-                self._input_dtype = torch.int64
-                return self._first_outputs(X)
-            way_out = f"Give it samples of the shape it was made for; they are cast to {self._input_dtype}."
-            if "same device" in str(error):
-                way_out = "Keep what it makes in its forward on the device of its input, or leave `device` out."
-            if self.dtype in (torch.float16, torch.bfloat16):
-                way_out = "Where the device lacks this precision, call net.float() or choose another device."
-            raise ValueError(
-                f"net cannot compute samples of shape {X.shape[1:]} in {self.dtype} on {self.device}: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}. {way_out}"
-            ) from error
-
-    def _may_be_channels_last(self, X: np.ndarray, outputs: Tensor) -> bool:
-        """Return whether the net takes images in the order of memory in which convolutions are fastest."""
-        convolves = any(isinstance(layer, _ConvNd) for layer in self.module.modules())
-        wanted = self.device.type == "cpu" or self._dtype in ("bfloat16", "tf32")  # elsewhere float32 has no such form
-        if X.ndim != 4 or not convolves or not wanted:
-            return False
-        self._channels_last = True
-        try:
-            return torch.allclose(self.outputs(X), outputs, rtol=1e-2, atol=1e-2 * outputs.abs().max().item())
-        except Exception:  # a forward that relies on the other order, as `view` does
-            return False
-
-    def _precise_forward(self, X: np.ndarray, labels: Tensor) -> ForwardPass:
-        """Return a pass in double precision, where rounding does not pass for error, if the net can be computed so."""
-        layers = dict.fromkeys(layer for block in self.blocks for layer in (block.layer, *_around(block.layer)))
-        inputs = self.inputs(X)
-
-        def run(module: nn.Module, inputs: Tensor) -> ForwardPass:
-            return forward_pass(self.apply, module, layers, inputs, self.scalar, labels, keep_graph=True)
-
-        try:
-            precise = shared_copy(self.net, self._target).double()
-            return run(precise, inputs.double() if inputs.is_floating_point() else inputs)
-        except (RuntimeError, TypeError):  # a net with a precision of its own inside, a device without this one
-            return run(self.module, inputs)
-
-    def _measured_bytes(self, X: np.ndarray, labels: Tensor) -> tuple[int, int]:
-        """Return the memory that a row takes in a pass through the net, and that each of its scalars adds."""
-        shared = {p.untyped_storage().data_ptr() for p in self.module.parameters()}
-        saved = {}
-
-        def count(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in shared:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            forward = self.forward(X, labels)
-        deltas = [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
-        # The cotangents of several scalars are joined; transforms return gradients that are then put in their place.
-        label_bytes = 2 * sum(delta.nbytes for delta in deltas) // len(X)
-        general = {rule.name for rule in self.rules if rule.rule.endswith("_transform")}
-        label_bytes += 2 * sum(b.size for b in self.blocks if b.name in general) * self.feature_dtype.itemsize
-        # As much again for what is made and dropped on the way.
-        return 2 * sum(saved.values()) // len(X), label_bytes
-
-    def _measured_error(self, X: np.ndarray, labels: Tensor, precise: ForwardPass) -> float:
-        found = self(X, labels).unsqueeze(1)
-        truth = torch.empty_like(found, dtype=precise.outputs.dtype)
-        write_gradients(precise, self.rules, self.places(truth))
-        errors = []
-        for block in self.blocks:
-            mine, true = found[..., block.slice].to(truth.dtype), truth[..., block.slice]
-            errors.append(
-                ((mine - true).abs().amax() / true.abs().amax().clamp(min=torch.finfo(true.dtype).tiny)).item()
-            )
-        return max(errors)
-
-
-def _around(layer: str) -> list[str]:
-    """Return the names of the modules around a layer, without that of the net."""
-    parts = layer.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _free_memory(device: torch.device) -> None:

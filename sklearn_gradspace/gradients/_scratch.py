@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 
+_KEPT_BYTES = 2**25  # what is larger goes back to the system
+
+
 class Scratch:
     """Named buffers, apart for each thread, each as large as the largest that was asked for under its name."""
 
@@ -45,4 +48,5 @@ class Scratch:
         try:
             yield buffer[:size].view(shape)
         finally:
-            buffers[key] = buffer
+            if buffer.nbytes <= _KEPT_BYTES:
+                buffers[key] = buffer

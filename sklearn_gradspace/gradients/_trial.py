@@ -1,0 +1,141 @@
+"""The trial: what the engine has to know of a net is found out on a few rows.
+
+An engine and rows enter; the engine leaves with the kind of input, the number of scalars, the rules, and the memory that
+a row takes.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ._forward import ForwardPass, forward_pass
+from ._memory import is_out_of_memory
+from ._outputs import cotangents
+from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_probabilities
+from ._rules import LAYER_RULES, choose_rules, write_gradients
+from ._sharing import shared_copy
+
+if TYPE_CHECKING:
+    from ._engine import GradientEngine
+
+# Rows that decide, and parameters from which on they are fewer: their gradients are held in double.
+_ROWS, _ROWS_OF_MANY, _MANY = 4, 2, 10**7
+
+
+def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
+    """Tell the engine what its net takes and returns, and by which rules its gradients are right."""
+    n_rows = _ROWS if engine.n_params < _MANY else _ROWS_OF_MANY
+    X = sample[np.linspace(0, len(sample) - 1, n_rows, dtype=int)]
+    engine.input_dtype = engine.dtype
+    refuse_batch_statistics(engine.module)
+    engine.channels_last = False
+    outputs = _first_outputs(engine, X)
+    engine.channels_last = _may_be_channels_last(engine, X, outputs)
+    refuse_probabilities(engine.module, outputs, engine.scalar)
+    engine.n_labels = cotangents(engine.scalar, outputs).shape[1]
+    labels = torch.arange(len(X), device=engine.device) % engine.n_labels
+    forward = _precise_forward(engine, X, labels)
+    refuse_mixing(forward, engine.scalar)
+    engine.rules = choose_rules(forward, [block.name for block in engine.blocks])
+    by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}
+    engine.signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
+    engine.row_bytes, engine.label_bytes = _measured_bytes(engine, X, labels)
+    engine.rounding_error = (
+        _measured_error(engine, X, labels, forward) if engine.precision in ("bfloat16", "tf32") else None
+    )
+
+
+def _first_outputs(engine: "GradientEngine", X: np.ndarray) -> Tensor:
+    """Return the outputs of the first rows, after finding out whether the net takes numbers or indices."""
+    try:
+        return engine.outputs(X)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a user's forward may raise
+        if is_out_of_memory(error):
+            raise
+        if X.dtype.kind in "iu" and engine.input_dtype.is_floating_point:
+            engine.input_dtype = torch.int64
+            return _first_outputs(engine, X)
+        way_out = f"Give it samples of the shape it was made for; they are cast to {engine.input_dtype}."
+        if "same device" in str(error):
+            way_out = "Keep what it makes in its forward on the device of its input, or leave `device` out."
+        if engine.dtype in (torch.float16, torch.bfloat16):
+            way_out = "Where the device lacks this precision, call net.float() or choose another device."
+        raise ValueError(
+            f"net cannot compute samples of shape {X.shape[1:]} in {engine.dtype} on {engine.device}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}. {way_out}"
+        ) from error
+
+
+def _may_be_channels_last(engine: "GradientEngine", X: np.ndarray, outputs: Tensor) -> bool:
+    """Return whether the net takes images in the order of memory in which convolutions are fastest."""
+    convolves = any(isinstance(layer, _ConvNd) for layer in engine.module.modules())
+    wanted = engine.device.type == "cpu" or engine.precision in (
+        "bfloat16",
+        "tf32",
+    )  # elsewhere float32 has no such form
+    if X.ndim != 4 or not convolves or not wanted:
+        return False
+    engine.channels_last = True
+    try:
+        return torch.allclose(engine.outputs(X), outputs, rtol=1e-2, atol=1e-2 * outputs.abs().max().item())
+    except Exception:  # a forward that relies on the other order, as `view` does
+        return False
+
+
+def _precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> ForwardPass:
+    """Return a pass in double precision, where rounding does not pass for error, if the net can be computed so."""
+    layers = dict.fromkeys(layer for block in engine.blocks for layer in (block.layer, *_around(block.layer)))
+    inputs = engine.inputs(X)
+
+    def run(module: nn.Module, inputs: Tensor) -> ForwardPass:
+        return forward_pass(engine.apply, module, layers, inputs, engine.scalar, labels, keep_graph=True)
+
+    try:
+        precise = shared_copy(engine.net, engine.target).double()
+        return run(precise, inputs.double() if inputs.is_floating_point() else inputs)
+    except (RuntimeError, TypeError):  # a net with a precision of its own inside, a device without this one
+        return run(engine.module, inputs)
+
+
+def _measured_bytes(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> tuple[int, int]:
+    """Return the memory that a row takes in a pass through the net, and that each of its scalars adds."""
+    shared = {p.untyped_storage().data_ptr() for p in engine.module.parameters()}
+    saved = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in shared:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        forward = engine.forward(X, labels)
+    deltas = [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
+    # The cotangents of several scalars are joined; transforms return gradients that are then put in their place.
+    label_bytes = 2 * sum(delta.nbytes for delta in deltas) // len(X)
+    general = {rule.name for rule in engine.rules if rule.rule.endswith("_transform")}
+    label_bytes += 2 * sum(b.size for b in engine.blocks if b.name in general) * engine.feature_dtype.itemsize
+    # As much again for what is made and dropped on the way.
+    return 2 * sum(saved.values()) // len(X), label_bytes
+
+
+def _measured_error(engine: "GradientEngine", X: np.ndarray, labels: Tensor, precise: ForwardPass) -> float:
+    found = engine(X, labels).unsqueeze(1)
+    truth = torch.empty_like(found, dtype=precise.outputs.dtype)
+    write_gradients(precise, engine.rules, engine.places(truth))
+    errors = []
+    for block in engine.blocks:
+        mine, true = found[..., block.slice].to(truth.dtype), truth[..., block.slice]
+        errors.append(((mine - true).abs().amax() / true.abs().amax().clamp(min=torch.finfo(true.dtype).tiny)).item())
+    return max(errors)
+
+
+def _around(layer: str) -> list[str]:
+    """Return the names of the modules around a layer, without that of the net."""
+    parts = layer.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
