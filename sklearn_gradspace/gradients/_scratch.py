@@ -11,7 +11,6 @@ from threading import local
 import torch
 from torch import Tensor
 
-
 _KEPT_BYTES = 2**25  # what is larger goes back to the system
 
 

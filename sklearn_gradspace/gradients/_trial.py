@@ -1,7 +1,7 @@
 """The trial: what the engine has to know of a net is found out on a few rows.
 
-An engine and rows enter; the engine leaves with the kind of input, the number of scalars, the rules, and the memory that
-a row takes.
+An engine and rows enter; the engine leaves with the kind of input, the number of scalars, the rules, and the memory
+that a row takes.
 """
 
 from typing import TYPE_CHECKING
