@@ -23,43 +23,58 @@ _PEERS = {"Opacus": "opacus", "BackPACK": "backpack-for-pytorch"}
 
 @dataclass(frozen=True)
 class Rounds:
-    """How many rounds: as many as fit into some seconds, but at least `least` and at most `most`."""
+    """How many rounds: as many as fit into some seconds, but at least `least` and at most `most`.
+
+    A contender's turn in a round is as many runs as take `turn` seconds, or one: in use a pass follows another of its
+    kind, and finds in the cache what that left there.
+    """
 
     seconds: float
     least: int = 5
     most: int = 25
+    turn: float = 0.05
 
     def number(self, one_round: float) -> int:
-        """Return the number of rounds of which one took `one_round` seconds."""
+        """Return the number of rounds of which one takes `one_round` seconds."""
         return min(max(int(self.seconds / one_round), self.least), self.most)
+
+    def repeats(self, one_run: float) -> int:
+        """Return the number of runs in a turn of which one takes `one_run` seconds."""
+        return max(1, round(self.turn / one_run))
 
 
 def alternate(
     contenders: Mapping[str, Callable[[], object]], rounds: Rounds, device: torch.device, title: str
 ) -> dict[str, list[float]]:
-    """Return the seconds that each contender took in each round; every round runs all of them in turn.
+    """Return the seconds of a run of each contender in each round; in a round all of them take a turn.
 
     Parameters
     ----------
     contenders : dict of str to callable
     rounds : Rounds
-        A first round is not counted.
+        A first run of each is not counted.
     device : device
         Whose work is waited for.
     title : str
         What is shown on stderr.
     """
 
-    def seconds(run: Callable[[], object]) -> float:
+    def seconds(run: Callable[[], object], repeats: int = 1) -> float:
         _wait(device)
         start = time.perf_counter()
-        run()
+        for _ in range(repeats):
+            run()
         _wait(device)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / repeats
 
-    number = rounds.number(sum(map(seconds, contenders.values())))
-    turns = [[seconds(run) for run in contenders.values()] for _ in tqdm(range(number), title, leave=False)]
-    return {name: list(of_rounds) for name, of_rounds in zip(contenders, zip(*turns))}
+    first = {name: seconds(run) for name, run in contenders.items()}
+    repeats = {name: rounds.repeats(of_run) for name, of_run in first.items()}
+    number = rounds.number(sum(repeats[name] * of_run for name, of_run in first.items()))
+    found = {name: [] for name in contenders}
+    for _ in tqdm(range(number), title, leave=False):
+        for name, run in contenders.items():
+            found[name].append(seconds(run, repeats[name]))
+    return found
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
@@ -103,7 +118,9 @@ def fill(entries: int, device: torch.device) -> tuple[Callable[[], object], floa
 
 def machine(device: torch.device) -> str:
     """Return a line on the machine: processor, cores, threads, how busy it is before, device and versions."""
-    parts = [f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"]
+    parts = [f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"]
+    if hasattr(os, "getloadavg"):
+        parts.append(f"load {os.getloadavg()[0]:.1f}")
     if device.type == "cuda":
         parts.append(f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}")
     parts += [f"torch {torch.__version__}"]

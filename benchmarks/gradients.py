@@ -72,7 +72,7 @@ def report(options: argparse.Namespace) -> None:
     """Measure and print."""
     device = torch.device(options.device)
     sizes = QUICK if options.quick else SIZES[device.type]
-    rounds = Rounds(0, least=1) if options.quick else Rounds(options.seconds)
+    rounds = Rounds(0, least=1, turn=0) if options.quick else Rounds(options.seconds)
     print(f"\n## {options.threads[0]} thread(s)\n\n{machine(device)}\n", flush=True)
     for name in options.nets:
         lines = sizes.lines(name)

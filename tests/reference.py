@@ -11,10 +11,8 @@ def gradients(net, X, scalar="cross_entropy", output=None):
     parameters = [p for p in net.parameters() if p.requires_grad]
     samples = []
     for row in X:
-        n_scalars = len(_scalars(_outputs(net, row, output), scalar))
-        samples.append(
-            [_gradient(_scalars(_outputs(net, row, output), scalar)[k], parameters) for k in range(n_scalars)]
-        )
+        n_scalars = len(_scalars(net, row, scalar, output))
+        samples.append([_gradient(_scalars(net, row, scalar, output)[k], parameters) for k in range(n_scalars)])
     return np.array(samples)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._forward import ForwardPass
+from ._forward import ForwardPass, leaves
 from ._outputs import Scalar, cotangents
 
 
@@ -44,10 +44,38 @@ def refuse_mixing(forward: ForwardPass, scalar: Scalar) -> None:
         difference = (together - alone).abs().max()
         rounding = max(1e-6, 1e3 * torch.finfo(together.dtype).eps)
         if difference > rounding * together.abs().max():
+            layer = _first_that_mixes(forward, row, rounding)
+            where = "" if layer is None else f", first in its layer {layer!r}"
             raise ValueError(
-                f"net mixes the rows of a batch, or is random: the logits of a row differ by {difference:.2g} when it "
-                "comes alone. Features need a net that is a function of each row by itself."
+                f"net mixes the rows of a batch, or is random{where}: the logits of a row differ by {difference:.2g} "
+                "when it comes alone. Features need a net that is a function of each row by itself."
             )
         form = cotangents(scalar, together[None])[0]
         if form.shape != forms[row].shape or (form - forms[row]).abs().max() > rounding * forms.abs().max():
             raise ValueError("scalar mixes the rows of a batch: each row must come from that row of the outputs alone.")
+
+
+def _first_that_mixes(forward: ForwardPass, row: int, rounding: float) -> str | None:
+    """Return the first layer without parts whose output for a row differs when the row comes alone."""
+    layers = {name: layer for name, layer in forward.module.named_modules() if name and not any(layer.children())}
+
+    def outputs(inputs: Tensor, of: int) -> list[tuple[str, Tensor]]:
+        found: list[tuple[str, Tensor]] = []
+
+        def record_as(name: str):
+            return lambda layer, args, output: found.extend(
+                (name, t[of].clone()) for t in leaves(output) if t.ndim > 1 and len(t) == len(inputs)
+            )
+
+        handles = [layer.register_forward_hook(record_as(name)) for name, layer in layers.items()]
+        try:
+            forward.apply(forward.module, inputs.clone())
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    for (name, together), (_, alone) in zip(outputs(forward.inputs, row), outputs(forward.inputs[row : row + 1], 0)):
+        if together.shape != alone.shape or (together - alone).abs().max() > rounding * together.abs().max():
+            return name
+    return None

@@ -104,7 +104,16 @@ def test_resnet18_equals_the_loop(device):
         torch.manual_seed(0)
         net = ResNet18(10).double()
     X = np.random.default_rng(0).normal(size=(2, 3, 32, 32))
-    engine = GradientEngine(net, X, layers=["layer4.1.*", "fc.*"], device=device)
+    layers = [
+        "conv1.*",
+        "bn1.*",
+        "layer1.1.*",
+        "layer2.0.downsample.*",
+        "layer4.0.downsample.*",
+        "layer4.1.bn*",
+        "fc.*",
+    ]
+    engine = GradientEngine(net, X, layers=layers, device=device)
     assert {rule.rule for rule in engine.rules} == {"closed_form"}
     found = engine(X)
     chosen = {block.name for block in engine.blocks}

@@ -1,5 +1,6 @@
 """One forward pass records what enters the layers, and what comes back to them."""
 
+from contextlib import ExitStack
 from threading import Thread
 
 import pytest
@@ -136,6 +137,15 @@ def test_other_threads_are_not_recorded():
         thread = Thread(target=net, args=(torch.ones(4, 6),))
         thread.start()
         thread.join()
+        net(torch.ones(4, 6))
+    assert len(calls[""]) == 1
+
+
+def test_a_pass_of_another_thread_may_end_meanwhile():
+    net, other = nn.Linear(6, 3), ExitStack()
+    net.register_forward_hook(lambda *args: other.close())
+    other.enter_context(captured({"": net}, 4))
+    with captured({"": net}, 4) as calls:
         net(torch.ones(4, 6))
     assert len(calls[""]) == 1
 

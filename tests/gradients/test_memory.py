@@ -3,7 +3,9 @@
 import builtins
 import os
 
+import numpy as np
 import pytest
+import torch
 
 from sklearn_gradspace.gradients import _memory
 
@@ -48,3 +50,25 @@ def test_more_than_is_free_is_refused(monkeypatch):
 def test_nothing_is_refused_where_the_system_does_not_tell(monkeypatch):
     monkeypatch.setattr(_memory, "available_bytes", lambda: None)
     _memory.require_memory(2**80, "a table")
+
+
+ERRORS = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+    (MemoryError("Unable to allocate 2.00 GiB for an array"), True),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    (ValueError("not enough values to unpack"), False),
+]
+
+
+@pytest.mark.parametrize("error, expected", ERRORS, ids=lambda of: str(of)[:40])
+def test_running_out_of_memory_is_noticed(error, expected):
+    assert _memory.is_out_of_memory(error) == expected
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty], ids=["torch", "numpy"])
+def test_no_machine_has_as_much(allocate):
+    with pytest.raises((RuntimeError, MemoryError)) as error:
+        allocate(2**55)
+    assert _memory.is_out_of_memory(error.value)

@@ -1,5 +1,7 @@
 """What the engine refuses, and that it says what is wrong."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -16,12 +18,13 @@ def net_of(*layers):
 
 
 OUTPUTS = {
-    "one column": (lambda x: x[:, :1], r"two classes.*for 4 samples it returned \(4, 1\)"),
     "three axes": (lambda x: x[:, None], r"shape \(n_samples, n_classes\).*\(4, 1, 3\)"),
-    "one axis": (lambda x: x[:, 0], r"returned \(4,\)"),
+    "no columns": (lambda x: x[:, :0], r"for 4 samples it returned \(4, 0\)"),
     "rows lost": (lambda x: x[:-1], r"for 4 samples it returned \(3, 3\)"),
-    "tuple": (lambda x: (x, x), "returned tuple.*Wrap it in a module"),
-    "dict": (lambda x: {"logits": x}, "returned dict.*Wrap it in a module"),
+    "tuple": (lambda x: (x, x), r"returned tuple\. Pass a function.*as `output`.*returned\[0\]"),
+    "dict": (lambda x: {"logits": x}, r"returned dict\. Pass a function.*`net_output` of GradientFeaturizer"),
+    "integers": (lambda x: x.long(), "must return real logits; it returned torch.int64"),
+    "detached": (lambda x: x.detach(), "cannot be differentiated: its forward detaches it"),
 }
 
 
@@ -29,6 +32,59 @@ OUTPUTS = {
 def test_output_that_is_no_table_of_logits(change, message):
     with pytest.raises(ValueError, match=message):
         GradientEngine(nn.Sequential(net_of(), Apply(change)), X)
+    with pytest.raises(ValueError, match=message):
+        GradientEngine(net_of(), X, output=change)
+
+
+PROBABILITIES = {
+    "softmax": (nn.Softmax(1), r"its rows sum to one.*log|its rows sum to one.*leave the softmax out"),
+    "sigmoid of one logit": (nn.Sequential(nn.Linear(3, 1).double(), nn.Sigmoid()), "it ends with a Sigmoid"),
+}
+
+
+@pytest.mark.parametrize("last, message", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_probabilities_are_no_logits(last, message):
+    net = nn.Sequential(net_of(), last)
+    for scalar in ("cross_entropy", "log_probability"):
+        with pytest.raises(ValueError, match=f"returns probabilities: {message}"):
+            GradientEngine(net, X, scalar=scalar)
+    assert GradientEngine(net, X, scalar="logit")(X).isfinite().all()
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"scalar": "loss"}, r"scalar='loss' is none of 'cross_entropy', 'log_probability', 'logit', and no function"),
+    ({"scalar": 3}, "scalar=3 is none of"),
+    ({"dtype": "float16"}, r"dtype='float16' is none of None, 'float64', 'float32', 'bfloat16', 'tf32'"),
+])  # fmt: skip
+def test_options_that_are_not_known(options, message):
+    with pytest.raises(ValueError, match=message):
+        GradientEngine(net_of(), X, **options)
+
+
+@pytest.mark.parametrize("scalar, message", [
+    (lambda z: z.sum(), r"scalar must map outputs.*for outputs of shape \(4, 3\) it returned \(\)"),
+    (lambda z: z[1:], r"scalar must map outputs.*it returned \(3, 3\)"),
+    (lambda z: z[:, None], r"it returned \(4, 1, 3\)"),
+    (lambda z: (z,), "it returned tuple"),
+    (lambda z: z.detach(), "scalar returns what cannot be differentiated in the outputs: it detaches them"),
+    (lambda z: z * z.sum(0), "scalar mixes the rows of a batch"),
+    (lambda z: z / z.norm(dim=0), "scalar mixes the rows of a batch"),
+    (lambda z: z - z.mean(0), "scalar mixes the rows of a batch"),
+    (lambda z: z.softmax(0), "scalar mixes the rows of a batch"),
+    (lambda z: z.flip(0), "scalar mixes the rows of a batch"),
+    (lambda z: z @ z.T, "scalar"),
+], ids=["sum", "rows lost", "three axes", "tuple", "detached", "times the sum", "by the norm", "from the mean",
+        "softmax over rows", "flipped", "as many as rows"])  # fmt: skip
+def test_functions_that_are_no_scalars_of_a_row(scalar, message):
+    with pytest.raises(ValueError, match=message):
+        GradientEngine(net_of(), X, scalar=scalar)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5,), (5, 2, 3)], ids=str)
+def test_rows_of_a_shape_that_the_net_does_not_take(shape):
+    message = rf"cannot compute samples of shape {re.escape(str(shape[1:]))} in torch.float64 on cpu: RuntimeError: "
+    with pytest.raises(ValueError, match=message):
+        GradientEngine(net_of(), np.ones(shape))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -1,0 +1,200 @@
+"""Where memory runs out passes take fewer rows, with the same numbers; and how much they take is known before."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from asserts import assert_close
+from cases import BY_NAME
+
+from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, _engine
+
+ERRORS = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "numpy": MemoryError("Unable to allocate 2.00 GiB for an array"),
+    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"),
+    "windows": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+}
+every_error = pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+N = 10
+
+
+def limited(monkeypatch, step, most, error):
+    """Let `step` of an engine fail with more than `most` rows, and return the numbers of rows that are tried."""
+    seen, original = [], getattr(GradientEngine, step)
+
+    def wrapper(self, first, *args):
+        n = len(first.inputs if step == "write" else first)
+        seen.append(n)
+        if n > most:
+            raise error
+        return original(self, first, *args)
+
+    monkeypatch.setattr(GradientEngine, step, wrapper)
+    return seen
+
+
+def make(name, device):
+    case = BY_NAME[name]
+    engine = case.engine(device)
+    X = np.concatenate([case.X, case.X + 0.1])
+    return engine, X, engine(X)
+
+
+@every_error
+@pytest.mark.parametrize("step", ["forward", "write"])
+@pytest.mark.parametrize("name", ["mlp of two layers", "conv2d twice", "transformer"])
+def test_numbers_stay_the_same(name, step, error, device, monkeypatch):
+    engine, X, expected = make(name, device)
+    limited(monkeypatch, step, 2, error)
+    assert_close(engine(X), expected, 1e-13)
+    out = engine.allocate(N, all_labels=False)
+    labels = torch.arange(N) % engine.n_labels
+    assert_close(engine(X, labels, out), expected[torch.arange(N), labels], 1e-13)
+    rows = [(part, found.clone()) for part, _, found in engine.parts(X)]
+    assert [i for part, _ in rows for i in range(part.start, part.stop)] == list(range(N))
+    assert_close(torch.cat([found for _, found in rows]), expected, 1e-13)
+
+
+@pytest.mark.parametrize("most, batch_size, expected", [
+    (2, None, [10, 5, 2, 2, 2, 2, 2]), (5, None, [10, 5, 5]), (1, 4, [4, 2, *[1] * 10]), (3, 4, [4, *[2] * 5]),
+    (4, 4, [4, 4, 2]), (10, None, [10]),
+])  # fmt: skip
+def test_fewer_rows_are_taken_from_there_on(most, batch_size, expected, device, monkeypatch):
+    engine, X, _ = make("mlp of two layers", device)
+    seen = limited(monkeypatch, "forward", most, ERRORS["cuda"])
+    list(engine.parts(X, batch_size=batch_size))
+    assert seen == expected
+
+
+def test_what_was_computed_is_not_computed_again(device, monkeypatch):
+    engine, X, expected = make("mlp of two layers", device)
+    monkeypatch.setitem(_engine._PART_BYTES, device.type, 3 * expected[0].nbytes)
+    write, n_written = GradientEngine.write, []
+
+    def fails_once(self, forward, out):
+        n_written.append(len(out))
+        if len(n_written) == 3:
+            raise ERRORS["cuda"]
+        write(self, forward, out)
+
+    monkeypatch.setattr(GradientEngine, "write", fails_once)
+    assert_close(engine(X), expected, 1e-13)
+    assert n_written == [3, 3, 3, 3, 1]
+
+
+@every_error
+@pytest.mark.parametrize("step", ["forward", "write"])
+def test_a_row_that_does_not_fit_is_refused_with_what_it_takes(step, error, device, monkeypatch):
+    engine, X, _ = make("mlp of two layers", device)
+    seen = limited(monkeypatch, step, 0, error)
+    message = (
+        rf"a single row takes \d\.\d\d GiB on {device}.* for 3 x 53 gradients.*`layers`.*'0.weight', has 30 of them"
+    )
+    with pytest.raises(MemoryError, match=message) as caught:
+        engine(X)
+    assert caught.value.__cause__ is error and seen == [10, 5, 2, 1]
+    with pytest.raises(MemoryError, match="for 1 x 53 gradients"):
+        engine(X, torch.zeros(N, dtype=torch.long))
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(device, monkeypatch):
+    engine, X, _ = make("mlp of two layers", device)
+    seen = limited(monkeypatch, "forward", 2, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        engine(X)
+    assert seen == [N]
+
+
+def test_features_do_not_depend_on_memory(device, monkeypatch):
+    engine, X, _ = make("conv2d twice", device)
+    array = GradientArray(GradientFeatures(engine, 15, power=0.5, batch_size=8), X)
+    expected = array.toarray()
+    limited(monkeypatch, "forward", 2, ERRORS["cpu"])
+    assert_close(array.toarray(), expected, 1e-7)
+
+
+@pytest.mark.parametrize("name", ["mlp of two layers", "conv2d twice", "transformer", "lstm", "embedding"])
+def test_memory_is_that_of_the_parts(name, device):
+    engine = BY_NAME[name].engine(device)
+    gradients = engine.n_params * 8
+    assert engine.memory(0) == engine.memory(0, all_labels=False) >= engine.n_params * 8
+    for n in (1, 7):
+        assert engine.memory(n) >= engine.memory(n, all_labels=False) >= engine.memory(0) + n * gradients
+        assert engine.memory(n) - engine.memory(n, features=0) == n * engine.n_labels * gradients
+        assert engine.memory(n) - engine.memory(0) == n * (engine.memory(1) - engine.memory(0))
+    for budget in (0, engine.memory(1), engine.memory(3), engine.memory(100) + 1):
+        rows = engine.affordable_rows(budget)
+        assert rows == 1 or engine.memory(rows) <= budget
+        assert engine.memory(rows + 1) > budget
+
+
+def run(program):
+    """Run a program in another process, where memory can be measured and limited."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    job = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert job.returncode == 0, job.stderr
+    return job.stdout
+
+
+LIMITED = """
+import resource
+import numpy as np, torch
+from torch import nn
+from sklearn_gradspace.gradients import GradientEngine
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+wide = nn.Sequential(nn.Linear(1, 4096), *[nn.Tanh() for _ in range(8)])
+net = nn.Sequential(wide, nn.Unflatten(1, (8, 512)), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 2))
+X = np.linspace(-1, 1, 4096)[:, None]
+engine = GradientEngine(net, X, "4.*")
+expected = torch.cat([engine(X[i : i + 128]) for i in range(0, len(X), 128)])
+sizes, forward = [], engine.forward
+engine.forward = lambda X, labels: (sizes.append(len(X)), forward(X, labels))[1]
+in_use = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**28, resource.RLIM_INFINITY))
+found = engine(X)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+print(*sizes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_memory_that_really_runs_out():
+    sizes = [int(size) for size in run(LIMITED).split()]
+    assert sizes[0] == 4096 and min(sizes) < 4096
+    assert sizes == sorted(sizes, reverse=True)
+
+
+MEASURED = """
+import ctypes
+import numpy as np, torch
+from resnet import ResNet18
+from sklearn_gradspace.gradients import GradientEngine
+
+def kib(of):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(of))
+
+torch.set_num_threads(1)
+X = np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype(np.float32)
+engine = GradientEngine(ResNet18(), X, layers="all")
+for n in (1, 4):
+    ctypes.CDLL(None).malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    before = kib("VmRSS")
+    engine(X[:n], torch.zeros(n, dtype=torch.long))
+    print((kib("VmHWM") - before) * 1024, engine.memory(n, all_labels=False))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not measure peaks of memory")
+def test_a_pass_takes_no_more_memory_than_is_said():
+    for line in run(MEASURED).splitlines():
+        taken, said = map(int, line.split())
+        assert said / 4 < taken < said + 150 * 2**20
