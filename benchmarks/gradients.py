@@ -68,12 +68,18 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], *own], env=environment, check=True)
 
 
+_WAYS = (
+    "Ours writes over the same memory part by part; with fresh memory it returns all gradients. Peers select by topk "
+    "where not said otherwise. For all labels torch.func is vmap of jacrev; Opacus and BackPACK make a pass a label."
+)
+
+
 def report(options: argparse.Namespace) -> None:
     """Measure and print."""
     device = torch.device(options.device)
     sizes = QUICK if options.quick else SIZES[device.type]
     rounds = Rounds(0, least=1, turn=0) if options.quick else Rounds(options.seconds)
-    print(f"\n## {options.threads[0]} thread(s)\n\n{machine(device)}\n", flush=True)
+    print(f"\n## {options.threads[0]} thread(s)\n\n{machine(device)}\n\n{_WAYS}\n", flush=True)
     for name in options.nets:
         lines = sizes.lines(name)
         net, X, what = net_and_rows(name, max(n for _, n in lines), options.data_home)

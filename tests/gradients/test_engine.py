@@ -204,20 +204,6 @@ def test_threads_may_share_an_engine(name, device):
         assert_close(gradients, expected[i % 2], 1e-13)
 
 
-@pytest.mark.parametrize("name", ["viewed as vectors", "strided as vectors"])
-def test_nets_that_rely_on_the_order_of_memory_keep_it(name, device):
-    case = BY_NAME[name]
-    for dtype in (torch.float32, torch.float64):
-        engine = case.engine(device, net=case.net().to(dtype))
-        assert engine.inputs(case.X).is_contiguous()
-
-
-def test_images_are_channels_last_on_the_cpu():
-    case = BY_NAME["conv2d twice"]
-    assert case.engine("cpu").inputs(case.X).is_contiguous(memory_format=torch.channels_last)
-    assert case.engine("cpu").inputs(case.X, plain=True).is_contiguous()
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("name", ["mlp of two layers", "conv2d", "layer norm", "borrowed weight", "prelu", "lstm"])
 def test_grad_modes_of_the_caller_do_not_show(name, mode, device):

@@ -35,6 +35,7 @@ def limited(monkeypatch, step, most, error):
         return original(self, first, *args)
 
     monkeypatch.setattr(GradientEngine, step, wrapper)
+    monkeypatch.setattr(_engine.gc, "collect", lambda: 0)  # which takes a while
     return seen
 
 
@@ -45,9 +46,12 @@ def make(name, device):
     return engine, X, engine(X)
 
 
-@every_error
-@pytest.mark.parametrize("step", ["forward", "write"])
-@pytest.mark.parametrize("name", ["mlp of two layers", "conv2d twice", "transformer"])
+CUDA = ERRORS["cuda"]
+STEPS = [("mlp of two layers", "forward", error) for error in ERRORS.values()]
+STEPS += [(name, step, CUDA) for name in ("conv2d twice", "transformer") for step in ("forward", "write")]
+
+
+@pytest.mark.parametrize("name, step, error", STEPS, ids=[*ERRORS, *(f"{name}, {step}" for name, step, _ in STEPS[4:])])
 def test_numbers_stay_the_same(name, step, error, device, monkeypatch):
     engine, X, expected = make(name, device)
     limited(monkeypatch, step, 2, error)
@@ -66,7 +70,7 @@ def test_numbers_stay_the_same(name, step, error, device, monkeypatch):
 ])  # fmt: skip
 def test_fewer_rows_are_taken_from_there_on(most, batch_size, expected, device, monkeypatch):
     engine, X, _ = make("mlp of two layers", device)
-    seen = limited(monkeypatch, "forward", most, ERRORS["cuda"])
+    seen = limited(monkeypatch, "forward", most, CUDA)
     list(engine.parts(X, batch_size=batch_size))
     assert seen == expected
 
@@ -79,7 +83,7 @@ def test_what_was_computed_is_not_computed_again(device, monkeypatch):
     def fails_once(self, forward, out):
         n_written.append(len(out))
         if len(n_written) == 3:
-            raise ERRORS["cuda"]
+            raise CUDA
         write(self, forward, out)
 
     monkeypatch.setattr(GradientEngine, "write", fails_once)
@@ -92,14 +96,21 @@ def test_what_was_computed_is_not_computed_again(device, monkeypatch):
 def test_a_row_that_does_not_fit_is_refused_with_what_it_takes(step, error, device, monkeypatch):
     engine, X, _ = make("mlp of two layers", device)
     seen = limited(monkeypatch, step, 0, error)
-    message = (
-        rf"a single row takes \d\.\d\d GiB on {device}.* for 3 x 53 gradients.*`layers`.*'0.weight', has 30 of them"
-    )
-    with pytest.raises(MemoryError, match=message) as caught:
-        engine(X)
-    assert caught.value.__cause__ is error and seen == [10, 5, 2, 1]
-    with pytest.raises(MemoryError, match="for 1 x 53 gradients"):
-        engine(X, torch.zeros(N, dtype=torch.long))
+    free = r"\d+\.\d\d GiB are free, enough for about \d+ parameters, or for fewer rows at a time\."
+    taken = rf"\d+\.\d\d GiB on {device}, for 53 parameters and 3 labels; {free}"
+    message = rf"a pass of a single row takes {taken}.*`layers`: the largest, '0.weight', has 30 entries"
+    for labels in (None, torch.zeros(N, dtype=torch.long)):
+        with pytest.raises(MemoryError, match=message) as caught:
+            for _ in engine.parts(X, labels):
+                pass
+        assert caught.value.__cause__ is error
+    assert seen == 2 * [10, 5, 2, 1]
+
+
+def test_gradients_that_do_not_fit_are_refused_with_what_they_take(device):
+    engine, _, _ = make("mlp of two layers", device)
+    with pytest.raises(MemoryError, match=rf"the gradients of {2**45} rows take \d+\.\d\d GiB.*fewer rows at a time"):
+        engine.allocate(2**45, all_labels=True)
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(device, monkeypatch):

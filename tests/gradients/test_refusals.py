@@ -1,4 +1,4 @@
-"""What the engine refuses, and that it says what is wrong."""
+"""Nets, outputs and options whose gradients would mean nothing are refused, and it is said what is wrong."""
 
 import re
 
@@ -103,8 +103,10 @@ def test_not_finite_logits_in_the_sample():
 
 
 def test_net_that_mixes_rows():
-    with pytest.raises(ValueError, match=r"mixes the rows of a batch.*: the logits of a row differ"):
+    with pytest.raises(ValueError, match=r"net mixes the rows.*, first in its layer '1': the logits of a row differ"):
         GradientEngine(net_of(Apply(lambda x: x - x.mean(0))), X)
+    with pytest.raises(ValueError, match=r"net mixes the rows of a batch, or is random: the logits of a row differ"):
+        GradientEngine(net_of(), X, output=lambda x: x - x.mean(0))
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm])
