@@ -66,7 +66,6 @@ class Ours:
     """
 
     def __init__(self, engine: GradientEngine, X: np.ndarray, labels: Tensor | None, select: bool, fresh: bool) -> None:
-        engine = engine.fork()
         self.of = GradientFeatures(engine, percentile=PERCENTILE, batch_size=len(X)) if select else engine
         self.X, self.labels, self.fresh = X, labels, fresh
 

@@ -84,7 +84,7 @@ def measure(net_name: str, what: str) -> str:
     net = build().eval()
     X = np.random.default_rng(0).normal(size=(rows, *shape)).astype(np.float32)
     layers = LAST[net_name.split()[0].rstrip(",")] if only_last else "weights"
-    engine = GradientEngine(net, X[:2], layers).fork()
+    engine = GradientEngine(net, X[:2], layers)
     predicted, seconds = [], []
 
     def timed() -> None:

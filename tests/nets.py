@@ -376,6 +376,11 @@ def sum_and_product(outputs):
     return torch.stack([outputs.sum(1), outputs.prod(1)], 1)
 
 
+def cut(outputs):
+    """Return all outputs but the first."""
+    return outputs[:, 1:]
+
+
 def values_of(items):
     """Return the second entries, as a tuple."""
     return tuple(value for _, value in items)

@@ -9,15 +9,21 @@ import pytest
 import reference
 import torch
 from asserts import assert_close, random_state_untouched, untouched
+from cases import BY_NAME
+from nets import Apply, cut, sum_and_product
 from scipy import sparse
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from sklearn_gradspace import GradientFeaturizer
 from sklearn_gradspace._net_classifier import NetClassifier
-from sklearn_gradspace.gradients import GradientArray
+from sklearn_gradspace.gradients import GradientArray, GradientEngine
 from sklearn_gradspace.modules import MLP
 
 N_LABELS, SIZES = 3, (6 * 5, 5 * 3)
@@ -165,8 +171,6 @@ def test_data_frames_hold_dense_output_alone(net, X):
 
 
 def test_a_global_data_frame_output_lets_lazy_and_sparse_pass(net, X):
-    from sklearn import config_context
-
     with config_context(transform_output="pandas"):
         assert isinstance(GradientFeaturizer(net).fit_transform(X), GradientArray)
         assert sparse.issparse(GradientFeaturizer(net, output="csr").fit_transform(X))
@@ -195,3 +199,159 @@ def test_runs_where_it_is_told(device, X):
     lazy = GradientFeaturizer(make_net(), device=device).fit_transform(X)
     assert lazy.compute_device.type == device.type
     assert_close(lazy.toarray(), GradientFeaturizer(make_net(), output="dense").fit_transform(X), 1e-7)
+
+
+SCALARS = ["cross_entropy", "log_probability", "logit", sum_and_product]
+
+
+@pytest.mark.parametrize("scalar", SCALARS, ids=["cross_entropy", "log_probability", "logit", "function"])
+@pytest.mark.parametrize("power", [0.5, None])
+def test_features_of_every_scalar_equal_the_reference(net, X, scalar, power):
+    featurizer = GradientFeaturizer(net, layers="all", scale="maxabs", scalar=scalar, power=power, output="dense")
+    features = featurizer.fit(X[:8]).transform(X[8:])
+    sizes = [parameter.numel() for parameter in net.parameters()]
+    train, new = (reference.select(reference.gradients(net, x, scalar), sizes, 15) for x in (X[:8], X[8:]))
+    expected = reference.scale(train, new, "maxabs", sizes)
+    expected = expected if power is None else reference.power_norm(expected, power)
+    assert featurizer.n_labels_ == expected.shape[1]
+    assert_close(features.reshape(expected.shape), expected, 1e-7)
+
+
+@pytest.mark.parametrize("name", ["returns a tuple", "returns a dict", "one logit", "one logit without an axis"])
+def test_net_output_picks_the_logits(name):
+    case = BY_NAME[name]
+    options = {"percentile": 100, "scale": None, "power": None, "layers": "all", "output": "dense"}
+    found = GradientFeaturizer(case.net(), net_output=case.output, **options).fit_transform(case.X)
+    expected = reference.gradients(case.net(), case.X, output=case.output)
+    assert_close(found.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "tf32", None])
+def test_dtype_is_a_precision_near_the_truth(X, dtype):
+    net = make_net(torch.float32)
+    options = {"percentile": 100, "scale": "layer", "power": None, "output": "dense"}
+    with untouched(net):
+        featurizer = GradientFeaturizer(net, dtype=dtype, **options)
+        features = featurizer.fit_transform(X)
+    assert features.dtype == (np.float64 if dtype == "float64" else np.float32)
+    expected = GradientFeaturizer(make_net(torch.float32).double(), **options).fit_transform(X)
+    assert_close(features, expected, {"float64": 1e-12, "bfloat16": 0.1}.get(dtype, 1e-4))
+    assert (featurizer.rounding_error_ is None) == (dtype not in ("bfloat16", "tf32"))
+
+
+def test_sampled_selection_says_how_wrong_it_is(X):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = MLP(6, 3, (1000, 10))
+    exact, sampled = (GradientFeaturizer(net, selection=how, output="dense") for how in ("exact", "sampled"))
+    differ = ((exact.fit_transform(X[:8]) != 0) != (sampled.fit_transform(X[:8]) != 0)).mean()
+    assert exact.selection_error_ == 0
+    # Scaling makes zeros of the entries at the minimum.
+    assert 0 < sampled.selection_error_ < 0.02 and sampled.selection_error_ == pytest.approx(differ, abs=0.005)
+
+
+@pytest.mark.parametrize("options", [
+    {"scalar": "logit"}, {"scalar": sum_and_product}, {"net_output": cut}, {"selection": "sampled"},
+    {"dtype": "float64"}, {"dtype": "bfloat16"}, {"scalar": "log_probability", "dtype": "float32"},
+], ids=str)  # fmt: skip
+def test_settings_survive_clone_pickle_and_joblib(X, options, tmp_path):
+    net = make_net(torch.float32)
+    featurizer = GradientFeaturizer(net, output="dense", **options)
+    assert clone(featurizer).get_params() == featurizer.get_params()
+    expected = featurizer.fit_transform(X)
+    joblib.dump(featurizer, tmp_path / "featurizer.joblib")
+    for twin in (pickle.loads(pickle.dumps(featurizer)), joblib.load(tmp_path / "featurizer.joblib")):
+        np.testing.assert_array_equal(twin.transform(X), expected)
+        assert twin.rounding_error_ == featurizer.rounding_error_
+        assert twin.selection_error_ == featurizer.selection_error_
+    np.testing.assert_array_equal(clone(featurizer).fit_transform(X), expected)
+
+
+def test_settings_are_searched_over(net, X):
+    y = np.arange(12) % N_LABELS
+    pipeline = make_pipeline(GradientFeaturizer(net, output="csr"), LogisticRegression())
+    grid = {"gradientfeaturizer__scalar": SCALARS, "gradientfeaturizer__selection": ["exact", "sampled"]}
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(X, y)
+    scores = search.cv_results_["mean_test_score"].reshape(len(SCALARS), 2)
+    assert np.isfinite(scores).all()
+    assert (scores[:, 0] == scores[:, 1]).all()  # small layers are sampled whole
+
+
+def sizes_of_passes(featurizer, X, monkeypatch):
+    """Return what a fitted featurizer makes of X, and the numbers of rows of its passes through the net."""
+    seen, forward = [], GradientEngine.forward
+
+    def recorded(self, rows, *of):
+        seen.append(len(rows))
+        return forward(self, rows, *of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientEngine, "forward", recorded)
+        return featurizer.transform(X), seen
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20])
+def test_the_budget_of_scikit_learn_sets_the_batches_and_not_the_numbers(net, X, rows, monkeypatch):
+    X = np.concatenate([X, X + 1, X - 1])
+    engine = GradientEngine(net, X)
+    with config_context(working_memory=(engine.memory(rows) + engine.memory(rows + 1)) / 2**21):
+        featurizer = GradientFeaturizer(net, output="dense").fit(X)
+    features, sizes = sizes_of_passes(featurizer, X, monkeypatch)
+    assert max(sizes) == rows and sum(sizes) == len(X)
+    assert_close(features, GradientFeaturizer(net, output="dense").fit_transform(X), 1e-7)
+
+
+def test_a_budget_that_is_too_small_takes_a_row_at_a_time(net, X, monkeypatch):
+    with config_context(working_memory=0):
+        featurizer = GradientFeaturizer(net, output="dense").fit(X)
+    assert sizes_of_passes(featurizer, X, monkeypatch)[1] == [1] * len(X)
+
+
+def test_memory_that_runs_out_does_not_show(net, X, monkeypatch):
+    expected = GradientFeaturizer(net, output="dense").fit_transform(X)
+    forward = GradientEngine.forward
+
+    def limited(self, rows, *of):
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, rows, *of)
+
+    monkeypatch.setattr(GradientEngine, "forward", limited)
+    assert_close(GradientFeaturizer(net, output="dense").fit_transform(X), expected, 1e-7)
+
+
+def test_the_report_prints_as_a_table(net, X):
+    report = GradientFeaturizer(net, layers="all").fit(X).engine_report_
+    lines = str(report).splitlines()
+    assert [line.split()[:2] for line in lines] == [[name, "closed_form"] for name, _ in net.named_parameters()]
+    assert len({line.index("a Linear layer") for line in lines}) == 1
+
+
+def test_outputs_that_are_not_finite_name_the_rows(net, X):
+    class Logarithm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = net
+
+        def forward(self, x):
+            return self.body(x) + x[:, :1].log()
+
+    good = np.abs(X)
+    bad = good.copy()
+    bad[[2, 5], 0] = -1
+    featurizer = GradientFeaturizer(Logarithm(), output="dense")
+    for compute in (featurizer.fit(good).transform, featurizer.fit):
+        with pytest.raises(ValueError, match=r"NaN or infinity for rows \[2, 5\] of the batch"):
+            compute(bad)
+
+
+def test_gradients_that_are_not_finite_are_refused(X):
+    net = nn.Sequential(nn.Linear(6, 3, bias=False), Apply(lambda x: x.abs().sqrt()), nn.Linear(3, 3))
+    X[2] = 0  # where the outputs are finite and the derivative of the root is not
+    with pytest.raises(ValueError, match="gradients of net overflow: they are not finite although its outputs are"):
+        GradientFeaturizer(net).fit(X)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiling_is_only_passed_on(net, X, compiled):
+    assert GradientFeaturizer(net, compile=compiled).fit(X).features_.compile is compiled

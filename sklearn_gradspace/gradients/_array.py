@@ -4,7 +4,6 @@ Data and a map to features enter; the array passes through scikit-learn and skor
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -132,10 +131,6 @@ class GradientArray:
         """Return the rows in consecutive parts that are computed at a time."""
         step = self.features.batch_size
         return (self[start : start + step] for start in range(0, len(self), step))
-
-    def fork(self) -> "GradientArray":
-        """Return the same array for another thread."""
-        return GradientArray(replace(self.features, engine=self.features.engine.fork()), self.X)
 
     def toarray(self, n_jobs: int | None = None, verbose: int = 0) -> np.ndarray:
         """Compute everything, as an ndarray of shape (n_samples, n_labels * n_params).

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
@@ -39,6 +39,10 @@ class Block:
     def slice(self) -> slice:
         """The columns of the block."""
         return slice(self.start, self.start + self.size)
+
+    def shaped(self, gradients: Tensor) -> Tensor:
+        """Return a view of shape (..., *shape) on gradients of shape (..., size)."""
+        return gradients.unflatten(-1, self.shape) if self.shape else gradients.squeeze(-1)
 
     @property
     def layer(self) -> str:

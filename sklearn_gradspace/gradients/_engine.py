@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from threading import local
 
 import numpy as np
 import torch
@@ -93,27 +94,28 @@ class GradientEngine:
             try_out(self, sample)
 
     def _attach(self) -> None:
-        self.module = shared_copy(self.net, self.target)
+        self._local, self._module = local(), shared_copy(self.net, self.target)
         if self.precision not in (None, "tf32"):
-            self.module.to(getattr(torch, self.precision))
-        first = self.module.get_parameter(self.blocks[0].name)
+            self._module.to(getattr(torch, self.precision))
+        first = self._module.get_parameter(self.blocks[0].name)
         self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self._output)
 
+    @property
+    def module(self) -> nn.Module:
+        """A copy of the net for this thread, on the shared weights: transforms and hooks change it in passing."""
+        if not hasattr(self._local, "module"):
+            self._local.module = shared_copy(self._module)
+        return self._local.module
+
     def __getstate__(self) -> dict:
-        state = {key: value for key, value in vars(self).items() if key not in ("module", "scratch", "apply")}
-        return state | {"net": packed(self.net)}
+        attached = ("_local", "_module", "scratch", "apply")
+        return {key: value for key, value in vars(self).items() if key not in attached} | {"net": packed(self.net)}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         self.target = None if self.target is None else usable(self.target)
         self._attach()
-
-    def fork(self) -> "GradientEngine":
-        """Return an engine on the same net for another thread."""
-        twin = object.__new__(GradientEngine)
-        vars(twin).update(vars(self), module=shared_copy(self.module), scratch=Scratch())
-        return twin
 
     @property
     def feature_dtype(self) -> torch.dtype:
@@ -234,7 +236,7 @@ class GradientEngine:
 
     def places(self, out: Tensor) -> dict[str, Tensor]:
         """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params)."""
-        return {block.name: out[..., block.slice].unflatten(2, block.shape or (1,)) for block in self.blocks}
+        return {block.name: block.shaped(out[..., block.slice]) for block in self.blocks}
 
     def forward(self, X: np.ndarray, labels: Tensor | None = None) -> ForwardPass:
         """Return a pass of the rows `X` for the numbers `labels` of one scalar each, or for all scalars."""
@@ -288,7 +290,7 @@ class GradientEngine:
 
     @property
     def _constant_bytes(self) -> int:
-        return sum(p.nbytes for p in self.module.parameters()) + _SCRATCH_BYTES
+        return sum(p.nbytes for p in self._module.parameters()) + _SCRATCH_BYTES
 
     def _beside_free(self, n_bytes: int) -> str:
         """Return a number of bytes beside those that are free, and the way out."""

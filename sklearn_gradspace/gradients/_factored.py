@@ -48,7 +48,7 @@ class FactoredGradients:
     def dense(self, name: str) -> Tensor:
         """Return the gradients of one parameter, of shape (n, k, ``*parameter.shape``)."""
         parts = [part.clone() for _, part in self._parts(name)]
-        return torch.cat(parts).unflatten(2, self._block(name).shape or (1,))
+        return self._block(name).shaped(torch.cat(parts))
 
     def squared_norms(self) -> dict[str, Tensor]:
         """Return for each parameter the squared norms of its gradients, of shape (n, k)."""
@@ -87,7 +87,7 @@ class FactoredGradients:
                 deltas, inputs = self._factors[name]
                 total = total + torch.einsum("nko,nho->nkh", deltas, torch.einsum("hoi,ni->nho", direction, inputs))
             else:
-                flat = direction.flatten(1)
+                flat = direction.reshape(len(direction), -1)
                 total = total + torch.cat([part @ flat.T for _, part in self._parts(name)])
         return total
 
@@ -127,8 +127,7 @@ class FactoredGradients:
                 rows = slice(start, min(start + step, n))
                 part = place[: rows.stop - start]
                 with engine.computing():
-                    shaped = part.unflatten(2, block.shape or (1,))
-                    write_gradients(self._forward.rows(rows), [self._rules[name]], {name: shaped})
+                    write_gradients(self._forward.rows(rows), [self._rules[name]], {name: block.shaped(part)})
                 yield rows, part
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:

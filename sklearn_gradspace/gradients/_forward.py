@@ -6,7 +6,6 @@ A net, its layers and a batch enter; a `ForwardPass` leaves, from which per-samp
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -173,14 +172,12 @@ def net_output(output: Callable | None = None) -> Callable[[nn.Module, Tensor], 
 
 @contextmanager
 def captured(layers: Mapping[str, nn.Module], n: int) -> Iterator[dict[str, list[LayerCall | None]]]:
-    """Record the calls of `layers` on `n` rows in this thread, with gradients on."""
+    """Record the calls of `layers` on `n` rows, with gradients on."""
     calls: dict[str, list[LayerCall | None]] = {name: [] for name in layers}
-    thread = get_ident()
 
     def record_as(name: str):
         def record(layer: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            if get_ident() == thread:
-                calls[name].append(_layer_call(args, kwargs, leaves(output), n))
+            calls[name].append(_layer_call(args, kwargs, leaves(output), n))
 
         return record
 

@@ -31,11 +31,7 @@ def over_batches(
     if effective_n_jobs(n_jobs) == 1:
         results = map(function, array.batches())
     else:
-        tasks = (delayed(_in_worker)(function, batch) for batch in array.batches())
+        tasks = (delayed(function)(batch) for batch in array.batches())
         results = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(tasks)
     n_batches = -(-len(array) // array.features.batch_size)
     yield from tqdm(results, total=n_batches, desc=what, disable=not verbose)
-
-
-def _in_worker(function: Callable, batch):
-    return function(batch.fork())

@@ -3,6 +3,8 @@
 A net, some rows and what it returned for them enter; nothing leaves, or an error that says what to do.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,7 +40,8 @@ def refuse_probabilities(module: nn.Module, outputs: Tensor, scalar: Scalar) -> 
 @torch.no_grad()
 def refuse_mixing(forward: ForwardPass, scalar: Scalar) -> None:
     """Refuse a net, or a scalar, that makes something else of a row when it comes alone."""
-    forms = cotangents(scalar, forward.outputs)
+    values = scalar if callable(scalar) else partial(cotangents, scalar)
+    scalars = values(forward.outputs.detach())
     for row in {0, len(forward.inputs) - 1}:
         together, alone = forward.outputs[row], forward.apply(forward.module, forward.inputs[row : row + 1].clone())[0]
         difference = (together - alone).abs().max()
@@ -50,8 +53,8 @@ def refuse_mixing(forward: ForwardPass, scalar: Scalar) -> None:
                 f"net mixes the rows of a batch, or is random{where}: the logits of a row differ by {difference:.2g} "
                 "when it comes alone. Features need a net that is a function of each row by itself."
             )
-        form = cotangents(scalar, together[None])[0]
-        if form.shape != forms[row].shape or (form - forms[row]).abs().max() > rounding * forms.abs().max():
+        of_row, of_batch = values(together.detach()[None])[0], scalars[row]
+        if of_row.shape != of_batch.shape or (of_row - of_batch).abs().max() > rounding * scalars.abs().max():
             raise ValueError("scalar mixes the rows of a batch: each row must come from that row of the outputs alone.")
 
 

@@ -67,7 +67,7 @@ def select_largest(
         elif block.name in (factors or {}) and (block.size >= _MANY or part.device.type != "cpu"):
             thresholds = kth_product(*factors[block.name], _rank(block.size, percentile))
         elif part.device.type == "cpu" and block.size > _FEW:
-            _select_rows(part.flatten(0, 1), _rank(block.size, percentile), scratch)
+            _select_rows(_rows(part), _rank(block.size, percentile), scratch)
             continue
         else:
             thresholds = part.abs().topk(block.size - _rank(block.size, percentile), -1, sorted=False).values.amin(-1)
@@ -84,16 +84,20 @@ def _keep_above(part: Tensor, thresholds: Tensor) -> None:
     if part.device.type != "cpu" or part.shape[-1] <= _FEW:
         part.masked_fill_(part.abs() <= thresholds.unsqueeze(-1), 0)
         return
-    for row, threshold in zip(part.flatten(0, 1), thresholds.flatten().tolist()):
+    for row, threshold in zip(_rows(part), thresholds.flatten().tolist()):
         if threshold > 0:
             torch.ops.aten.hardshrink.out(row, threshold, out=row)
 
 
-def _select_rows(part: Tensor, rank: int, scratch: Scratch) -> None:
-    """Select in each row of a part on the CPU, where NumPy partitions and compares faster than torch."""
-    magnitudes = scratch.like("magnitudes", part[0])
-    masks = [scratch(f"mask {i}", part.shape[1:], torch.bool, part.device).numpy() for i in range(2)]
-    for row in part:
+def _rows(part: Tensor) -> list[Tensor]:
+    return [row for of_sample in part for row in of_sample]
+
+
+def _select_rows(rows: list[Tensor], rank: int, scratch: Scratch) -> None:
+    """Select in each row on the CPU, where NumPy partitions and compares faster than torch."""
+    magnitudes = scratch.like("magnitudes", rows[0])
+    masks = [scratch(f"mask {i}", rows[0].shape, torch.bool, rows[0].device).numpy() for i in range(2)]
+    for row in rows:
         torch.abs(row, out=magnitudes)
         threshold = _kth_smallest(magnitudes.numpy(), rank, *masks)
         if threshold > 0:

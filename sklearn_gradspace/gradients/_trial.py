@@ -91,6 +91,8 @@ def _precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) ->
     """Return a pass in double precision, where rounding does not pass for error, if the net can be computed so."""
     layers = dict.fromkeys(layer for block in engine.blocks for layer in (block.layer, *_around(block.layer)))
     inputs = engine.inputs(X)
+    if engine.precision == "bfloat16" and inputs.is_floating_point():
+        inputs = torch.tensor(X, dtype=torch.float64, device=engine.device)  # rounding the input is part of the error
 
     def run(module: nn.Module, inputs: Tensor) -> ForwardPass:
         return forward_pass(engine.apply, module, layers, inputs, engine.scalar, labels, keep_graph=True)
@@ -99,7 +101,7 @@ def _precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) ->
         precise = shared_copy(engine.net, engine.target).double()
         return run(precise, inputs.double() if inputs.is_floating_point() else inputs)
     except (RuntimeError, TypeError):  # a net with a precision of its own inside, a device without this one
-        return run(engine.module, inputs)
+        return run(engine.module, engine.inputs(X))
 
 
 def _measured_bytes(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> tuple[int, int]:

@@ -1,5 +1,8 @@
 """Features are selection, scaling and power of the loop's gradients, one after the other."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
@@ -7,7 +10,16 @@ import torch
 from asserts import assert_close, assert_same_in_any_batch
 from cases import BY_NAME
 
-from sklearn_gradspace.gradients import SCALES, GradientArray, GradientEngine, GradientFeatures, ScaleStatistics
+from sklearn_gradspace.gradients import (
+    SCALES,
+    GradientArray,
+    GradientEngine,
+    GradientFeatures,
+    ScaleStatistics,
+    _engine,
+    _features,
+    _selection,
+)
 
 NAMES = ["mlp of two layers", "conv2d twice", "layer norm", "tied weights"]
 
@@ -71,3 +83,79 @@ def test_calls_do_not_change_one_another(device):
     first = features(case.X).clone()
     features(case.X + 1)
     assert torch.equal(features(case.X), first)
+
+
+@pytest.mark.parametrize("percentile", [15, 100])
+@pytest.mark.parametrize("how, power", [("minmax", 0.5), ("maxabs", 2), (None, 0.5)])
+def test_the_place_that_is_given_is_written_to(percentile, how, power, device):
+    case = BY_NAME["conv2d twice"]
+    features = make_features(case, device, percentile, how, power)
+    expected = features(case.X)
+    n, k, n_params = expected.shape
+    for place in (np.s_[:, :k], np.s_[:, 1:]):
+        whole = torch.full((n, k + 1, n_params), torch.nan, dtype=torch.float64, device=device)
+        parts = list(features.parts(case.X, None, whole[place]))
+        assert_close(whole[place], expected, 0)
+        assert sum(len(part) for part in parts) == n and whole.isnan().sum() == n * n_params
+
+
+def test_parts_are_those_of_the_whole(device, monkeypatch):
+    case = BY_NAME["conv2d twice"]
+    features = replace(make_features(case, device, power=None), batch_size=4)
+    expected = features(case.X)
+    labels = torch.arange(case.n) % 3
+    monkeypatch.setitem(_engine._PART_BYTES, device.type, 1)
+    assert_close(torch.cat([part.clone() for part in features.parts(case.X)]), expected)
+    one = torch.cat([part.clone() for part in features.parts(case.X, labels)])
+    assert_close(one[:, 0], expected[torch.arange(case.n), labels])
+
+
+@pytest.mark.parametrize("piece", [1, 100, 2**18])
+@pytest.mark.parametrize("how", SCALES)
+def test_pieces_do_not_show(how, piece, device, monkeypatch):
+    case = BY_NAME["mlp of two layers"]
+    features = make_features(case, device, how=how)
+    expected = features(case.X)
+    monkeypatch.setattr(_features, "_PIECE", piece)
+    assert torch.equal(features(case.X), expected)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "transformer", "embedding"])
+def test_sampled_selection_of_small_layers_is_exact(name, device):
+    case = BY_NAME[name]
+    exact = GradientFeatures(case.engine(device), 15)
+    sampled = replace(exact, selection="sampled")
+    assert sampled.selection_error(case.X) == exact.selection_error(case.X) == 0
+    assert torch.equal(sampled(case.X), exact(case.X))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("percentile", [1, 15, 50, 100])
+def test_selection_error_is_the_share_of_entries_that_differ(percentile, dtype, device):
+    net = torch.nn.Sequential(torch.nn.Linear(60, 200), torch.nn.Tanh(), torch.nn.Linear(200, 3)).to(dtype)
+    X = np.random.default_rng(0).normal(size=(4, 60))
+    sampled = GradientFeatures(GradientEngine(net, X, device=device), percentile, selection="sampled", power=0.5)
+    exact = replace(sampled, selection="exact")
+    differ = ((sampled(X) != 0) != (exact(X) != 0)).double().mean().item()
+    assert sampled.selection_error(X) == pytest.approx(differ)
+    assert (0 < differ < 0.02) if percentile < 100 else differ == 0
+
+
+@pytest.mark.parametrize("percentile", [15, 99])
+def test_thresholds_of_products_are_those_of_their_entries(percentile, device, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(60, 200), torch.nn.ReLU(), torch.nn.Linear(200, 3))
+    X = np.random.default_rng(0).normal(size=(4, 60))
+    features = GradientFeatures(GradientEngine(net, X, "all", device), percentile)
+    expected = features(X)
+    monkeypatch.setattr(_selection, "_MANY", 1)
+    assert torch.equal(features(X), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # by torch's compiler
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))), reason="no compiler to compile with")
+def test_one_kernel_gives_the_same(device):
+    case = BY_NAME["conv2d twice"]
+    features = make_features(case, device)
+    compiled = replace(features, compile=True)
+    for X in (case.X, case.X[:3] + 0.1):
+        assert_close(compiled(X), features(X), 1e-12)

@@ -124,6 +124,15 @@ def test_net_that_is_random_in_evaluation_mode(p):
             GradientEngine(net_of(Apply(lambda x: nn.functional.dropout(x, p, training=True))), X)
 
 
+def test_gradients_that_depend_on_the_other_rows():
+    """An index's gradient is divided by how often it occurs, here more than once in a row that does not decide."""
+    indices = np.arange(27).reshape(9, 3)
+    indices[1] = 5
+    net = nn.Sequential(nn.Embedding(27, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(ValueError, match=r"0\.weight|layer '0'"):
+        GradientEngine(net, indices, "all")
+
+
 def test_net_without_parameters():
     with pytest.raises(ValueError, match="no parameters: Softmax has no gradient space"):
         GradientEngine(nn.Softmax(1), X)

@@ -47,6 +47,9 @@ EXPECTED = {
     "embedding of positions": {"position.weight": "net_transform"},
     "as many positions as rows": {"position.weight": "net_transform"},
     "as many positions as rows that decide": {"position.weight": "net_transform"},
+    "as many steps first as rows that decide": dict.fromkeys(
+        ("step.weight", "step.bias", "norm.weight", "norm.bias"), "net_transform"
+    ),
     "tied weights": {"encoder.weight": "net_transform"},
     "borrowed weight": {"encoder.weight": "net_transform"},
     "hardly borrowed weight": {"encoder.weight": "net_transform"},

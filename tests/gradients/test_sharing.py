@@ -10,8 +10,9 @@ from functools import cache
 import joblib
 import numpy as np
 import pytest
+import reference
 import torch
-from asserts import as_array, random_state_untouched, untouched
+from asserts import as_array, assert_close, random_state_untouched, untouched
 from cases import BY_NAME, CASES
 from torch import nn
 
@@ -215,13 +216,30 @@ def test_what_is_packed_does_not_keep_its_net_alive():
     assert len(_packed) == before
 
 
-@pytest.mark.parametrize("name", ["mlp of two layers", "conv2d twice", "layer norm", "tied weights", "lstm", "frozen"])
-def test_engine_survives_pickling(name, device):
+SURVIVES = [
+    "mlp of two layers", "conv2d twice", "layer norm", "tied weights", "lstm", "frozen", "transformer", "embedding",
+    "one logit", "regression", "sum and product", "returns what is cut",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+@pytest.mark.parametrize("name", SURVIVES)
+def test_engine_survives_pickling(name, dtype, device):
     case = BY_NAME[name]
-    engine = GradientEngine(case.net(), case.X, "all", device)
+    engine = case.engine(device, dtype=dtype)
     twin = pickle.loads(pickle.dumps(engine))
-    assert twin.blocks == engine.blocks and twin.rules == engine.rules and twin.n_labels == engine.n_labels
+    for attribute in ("blocks", "rules", "n_labels", "scalar", "rounding_error", "feature_dtype"):
+        assert getattr(twin, attribute) == getattr(engine, attribute)
+    assert twin.memory(3) == engine.memory(3)
     np.testing.assert_array_equal(as_array(twin(case.X)), as_array(engine(case.X)), strict=True)
+
+
+def test_weights_that_a_forward_pass_writes_to_are_copied(device):
+    X = np.random.default_rng(0).integers(7, size=(5, 3))
+    net = nn.Sequential(nn.Embedding(7, 4, max_norm=0.5), nn.Flatten(), nn.Linear(12, 3)).double()
+    with untouched(net):
+        gradients = GradientEngine(net, X, "all", device)(X)
+    assert_close(gradients, reference.gradients(copy.deepcopy(net), X))
 
 
 def test_engines_of_one_net_share_it_after_pickling():
