@@ -250,10 +250,18 @@ def test_sampled_selection_says_how_wrong_it_is(X):
     assert 0 < sampled.selection_error_ < 0.02 and sampled.selection_error_ == pytest.approx(differ, abs=0.005)
 
 
-@pytest.mark.parametrize("options", [
-    {"scalar": "logit"}, {"scalar": sum_and_product}, {"net_output": cut}, {"selection": "sampled"},
-    {"dtype": "float64"}, {"dtype": "bfloat16"}, {"scalar": "log_probability", "dtype": "float32"},
-], ids=str)  # fmt: skip
+SETTINGS = {
+    "logit": {"scalar": "logit"},
+    "function": {"scalar": sum_and_product},
+    "net_output": {"net_output": cut},
+    "sampled": {"selection": "sampled"},
+    "float64": {"dtype": "float64"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "several": {"scalar": "log_probability", "net_output": cut, "dtype": "float32", "selection": "sampled"},
+}
+
+
+@pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 def test_settings_survive_clone_pickle_and_joblib(X, options, tmp_path):
     net = make_net(torch.float32)
     featurizer = GradientFeaturizer(net, output="dense", **options)

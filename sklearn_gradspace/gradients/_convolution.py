@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ._scratch import Scratch
 
-# Window copies of this size stay in the cache of a CPU core; elsewhere a launch has to be worth its while.
-_WINDOW_BYTES = {"cpu": 2**20}
+# Window copies of this size, one for each thread, stay in the caches of a CPU; elsewhere a launch has to be worth it.
+_WINDOW_BYTES = 2**20
 _WINDOW_BYTES_ELSEWHERE = 2**26
 _STACKED_BYTES = 2**24  # gradients of a row up to which one product makes those of all its scalars
 # From here on copying windows costs more than a grouped convolution that takes each sample for a group.
@@ -77,7 +77,7 @@ def _by_windows(
     weights = out.view(n, k, groups, m, c, n_taps)
     straight = in_weight_order and groups == k == 1
 
-    limit = _WINDOW_BYTES.get(out.device.type, _WINDOW_BYTES_ELSEWHERE)
+    limit = _WINDOW_BYTES * torch.get_num_threads() if out.device.type == "cpu" else _WINDOW_BYTES_ELSEWHERE
     step = min(n, max(1, limit // (groups * n_positions * n_taps * c * out.element_size())))
     copies = scratch("windows", (step, *windows.shape[1:]), out.dtype, out.device)
     products = None if straight else scratch("products", (step * groups, k * m, c * n_taps), out.dtype, out.device)

@@ -147,11 +147,6 @@ def test_pickle_and_hash(array):
     assert joblib.hash(make_array(device=array.compute_device, percentile=49)) != joblib.hash(array)
 
 
-def test_fork_gives_the_same(array):
-    np.testing.assert_array_equal(array.fork().toarray(), array.toarray(), strict=True)
-    assert array.fork().features.engine is not array.features.engine
-
-
 def test_nothing_changes_while_it_computes(array):
     X = array.X.copy()
     with untouched(array.features.engine.net), random_state_untouched():

@@ -224,12 +224,15 @@ def test_sure_predictions_keep_their_precision(margin, device):
     np.testing.assert_allclose(gradients.cpu(), expected, rtol=1e-12)
 
 
-def test_fork_shares_the_net(device):
-    case = BY_NAME["conv2d"]
-    engine = case.engine(device)
-    twin = engine.fork()
-    assert twin.net is engine.net and twin.module is not engine.module
-    assert_close(twin(case.X), engine(case.X), 0)
+def test_threads_have_modules_of_their_own_on_the_same_weights(device):
+    engine = BY_NAME["conv2d"].engine(device)
+    with ThreadPoolExecutor(1) as pool:
+        mine, theirs = ([engine.module, engine.module], list(pool.map(lambda _: engine.module, range(2))))
+    assert mine[0] is mine[1] and theirs[0] is theirs[1]
+    for name, layer in mine[0].named_modules():
+        assert layer is not theirs[0].get_submodule(name)
+    for name, parameter in mine[0].named_parameters():
+        assert parameter.data_ptr() == theirs[0].get_parameter(name).data_ptr()
 
 
 def test_half_precision_gives_single_precision_gradients(device):

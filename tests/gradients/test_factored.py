@@ -71,10 +71,10 @@ def test_dot_is_the_sum_over_parameters(name, labels, dtype, device):
     engine, mine, _, formed, _ = make(name, labels, dtype, device)
     rng = np.random.default_rng(0)
     directions = {block.name: torch.tensor(rng.normal(size=(4, *block.shape))) for block in engine.blocks}
-    flat = torch.cat([direction.flatten(1) for direction in directions.values()], 1)
+    flat = torch.cat([direction.reshape(4, -1) for direction in directions.values()], 1)
     assert_close(mine.dot(directions), formed @ flat.T.to(device), PRECISIONS[dtype])
     for block in engine.blocks[:2]:
-        expected = formed[..., block.slice] @ directions[block.name].flatten(1).T.to(device)
+        expected = formed[..., block.slice] @ directions[block.name].reshape(4, -1).T.to(device)
         size = max(expected.abs().max(), formed.abs().max())
         assert (mine.dot({block.name: directions[block.name]}) - expected).abs().max() <= PRECISIONS[dtype] * 10 * size
 

@@ -1,8 +1,5 @@
 """One forward pass records what enters the layers, and what comes back to them."""
 
-from contextlib import ExitStack
-from threading import Thread
-
 import pytest
 import torch
 from asserts import assert_close
@@ -129,25 +126,6 @@ def test_layers_that_are_called_otherwise_are_unlike():
     assert forward.like({"head": [(True,)]}).calls["head"] == forward.calls["head"]
     for other in ([(True,)], [(True,)] * 3, [(True, True)] * 2, [None, (True,)]):
         assert forward.like({"step": other}) is None
-
-
-def test_other_threads_are_not_recorded():
-    net = nn.Linear(6, 3)
-    with captured({"": net}, 4) as calls:
-        thread = Thread(target=net, args=(torch.ones(4, 6),))
-        thread.start()
-        thread.join()
-        net(torch.ones(4, 6))
-    assert len(calls[""]) == 1
-
-
-def test_a_pass_of_another_thread_may_end_meanwhile():
-    net, other = nn.Linear(6, 3), ExitStack()
-    net.register_forward_hook(lambda *args: other.close())
-    other.enter_context(captured({"": net}, 4))
-    with captured({"": net}, 4) as calls:
-        net(torch.ones(4, 6))
-    assert len(calls[""]) == 1
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error():

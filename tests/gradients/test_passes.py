@@ -41,14 +41,6 @@ def test_one_job_computes_when_it_is_asked(device):
     assert seen == [5]
 
 
-def test_threads_have_engines_of_their_own_on_the_same_net(device):
-    array = make_array("linear", device, 2)
-    found = list(over_batches(lambda batch: batch.features.engine, array, 2))
-    assert len({id(engine) for engine in found}) == len(found)
-    assert all(engine.net is array.features.engine.net for engine in found)
-    assert all(engine is not array.features.engine for engine in found)
-
-
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_errors_arrive(n_jobs, device):
     array = make_array("linear", device)
