@@ -497,6 +497,20 @@ class Experts(nn.Module):
         return self.head(h.tanh())
 
 
+class OnDemand(nn.Module):
+    """A layer joins in where a row asks for it, and is not called for a batch without such a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.sometimes, self.head = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h, asks = self.always(x), x[:, :1] > 0
+        if asks.any():
+            h = h + asks * self.sometimes(x)
+        return self.head(h.tanh())
+
+
 class PairProduct(nn.Module):
     """A layer with two inputs, and one that is called by keyword."""
 

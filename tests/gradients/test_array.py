@@ -10,7 +10,7 @@ from asserts import random_state_untouched, untouched
 from cases import BY_NAME
 from sklearn.utils import _safe_indexing
 
-from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, ScaleStatistics
+from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, ScaleStatistics, _engine
 
 N = 12
 
@@ -61,6 +61,16 @@ def test_toarray_tocsr_rows_and_views_are_equal(name, device):
     n_params = array.shape[1] // array.n_labels
     one = np.stack([row.reshape(-1, n_params)[k] for row, k in zip(dense, labels.numpy())])
     np.testing.assert_allclose(array.view(labels).cpu().numpy(), one, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 2**24])
+def test_parts_are_those_of_the_whole(array, part_bytes, monkeypatch):
+    monkeypatch.setitem(_engine._PART_BYTES, array.compute_device.type, part_bytes)
+    labels = torch.arange(N) % array.n_labels
+    for given, whole in ((None, array.view()), (labels, array.view(labels).unsqueeze(1))):
+        parts = [part.clone() for part in array.parts(given)]
+        assert max(map(len, parts)) == (1 if part_bytes == 1 else array.features.batch_size)
+        np.testing.assert_allclose(torch.cat(parts).cpu(), whole.cpu(), rtol=1e-7, atol=1e-7)
 
 
 ROWS = {

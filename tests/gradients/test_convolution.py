@@ -58,6 +58,12 @@ def test_windows_in_parts(layer, shape, k, window_bytes, monkeypatch):
 
 
 @each
+def test_one_scalar_at_a_time(layer, shape, monkeypatch):
+    monkeypatch.setattr(_convolution, "_STACKED_BYTES", 1)
+    assert_equals_the_sum(layer, shape, 3)
+
+
+@each
 @pytest.mark.parametrize("k", [1, 2])
 def test_one_group_for_each_sample(layer, shape, k, monkeypatch):
     monkeypatch.setattr(_convolution, "_MANY_POSITIONS", 1)

@@ -17,6 +17,7 @@ from asserts import (
     untouched,
 )
 from cases import BY_NAME, CASES
+from nets import OnDemand
 from resnet import ResNet18
 from torch import nn
 
@@ -120,6 +121,22 @@ def test_resnet18_equals_the_loop(device):
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in chosen)
     assert_close(found, reference.gradients(net, X))
+
+
+@pytest.mark.parametrize("decisive", [-1, 1], ids=["not called", "called"])
+def test_rows_that_go_another_way_than_those_that_decided(decisive, device):
+    net = OnDemand().double()
+    X = np.random.default_rng(0).normal(size=(8, 6))
+    engine = GradientEngine(net, X[X[:, 0] * decisive > 0], "all", device)
+    assert_close(engine(X), reference.gradients(net, X))
+    assert_same_in_any_batch(engine, X)
+
+
+def test_rows_may_come_in_the_order_in_which_the_net_sorts_them(device):
+    case = BY_NAME["rows sorted"]
+    X = case.X[np.linalg.norm(case.X, axis=1).argsort()]
+    engine = GradientEngine(case.net(), X, "all", device)
+    assert_close(engine(X[::-1]), reference.gradients(case.net(), X[::-1].copy()))
 
 
 @pytest.mark.parametrize("name", ["conv2d twice", "transformer", "tied weights", "lstm", "parameters without axes"])

@@ -40,6 +40,11 @@ def test_systems_that_do_not_tell(monkeypatch):
     assert found is None
 
 
+def test_main_memory_is_that_of_the_cpu(monkeypatch):
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 12)
+    assert _memory.free_bytes(torch.device("cpu")) == 12
+
+
 def test_more_than_is_free_is_refused(monkeypatch):
     monkeypatch.setattr(_memory, "available_bytes", lambda: 3 * 2**30)
     _memory.require_memory(3 * 2**30, "a table")
