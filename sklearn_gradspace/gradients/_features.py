@@ -3,7 +3,7 @@
 Rows of data enter; a tensor of features leaves, for one candidate label a row or for all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -88,18 +88,25 @@ class GradientFeatures:
         )
         return (mine != exact).double().mean().item()
 
+    def _pieces(self, gradients: Tensor) -> Sequence[Tensor]:
+        """Return views of shape (rows, n_params), as many rows as are quickly worked on."""
+        try:
+            rows = gradients.view(-1, self.engine.n_params)
+        except RuntimeError:  # a place between others
+            return gradients.unbind()
+        on_cpu = gradients.device.type == "cpu" and not self.compile
+        return rows.split(max(1, _PIECE // self.engine.n_params)) if on_cpu else [rows]
+
     def _finish(self, forward: ForwardPass, gradients: Tensor) -> None:
         """Select, scale and raise to a power, in place."""
         scratch = self.engine.scratch
         factors = outer_factors(forward, self.engine.rules_for(forward)) if self.percentile < 100 else None
         select_largest(gradients, self.blocks, self.percentile, factors, self.selection, scratch)
-        at_once = max(1, _PIECE // self.engine.n_params) if gradients.device.type == "cpu" else None
-        rows = gradients.flatten(0, 1)
-        if self.compile:
-            scaler = self.scaler or Scaler(None)
-            compiled_map()(rows, scaler.offset, scaler.rounding, scaler.divisor, self.power)
-            return
-        for piece in rows.split(at_once or len(rows)):
+        for piece in self._pieces(gradients):
+            if self.compile:
+                scaler = self.scaler or Scaler(None)
+                compiled_map()(piece, scaler.offset, scaler.rounding, scaler.divisor, self.power)
+                continue
             if self.scaler is not None:
                 self.scaler(piece, scratch)
             if self.power is not None and self.power != 1:

@@ -101,6 +101,24 @@ class ForwardPass:
             layer = layer.rpartition(".")[0]
         return layer or own
 
+    def beside(self, mirrored: "ForwardPass") -> "ForwardPass":
+        """Return the pass with what another one tells of its calls: which arguments have a row a sample.
+
+        Something that is as long as the batch by chance does not turn around with it. A call becomes None if its rows
+        come in an order that depends on them.
+
+        Parameters
+        ----------
+        mirrored : ForwardPass
+            Of the same samples in reverse.
+        """
+        calls = {}
+        for layer, of_layer in self.calls.items():
+            others = mirrored.calls[layer]
+            same = len(of_layer) == len(others) and None not in (*of_layer, *others)
+            calls[layer] = [_understood(*pair) for pair in zip(of_layer, others)] if same else [None]
+        return replace(self, calls=calls)
+
     def signature(self) -> "Signature":
         """Return how each layer was called: rules that were right for it are right for the like of it."""
         return {layer: [call and call.by_row for call in calls] for layer, calls in self.calls.items()}
@@ -215,6 +233,26 @@ def _has_rows(argument: object, n: int) -> bool:
 
 def _versions(arguments: tuple) -> tuple[int, ...]:
     return tuple(a._version for a in arguments if isinstance(a, Tensor))
+
+
+def _understood(call: LayerCall, mirrored: LayerCall) -> LayerCall | None:
+    by_row = []
+    for argument, other, rows in zip(call.arguments, mirrored.arguments, call.by_row):
+        turned = rows and _is_close(argument, other.flip(0))
+        if rows and not turned and not _is_close(argument, other):
+            return None
+        by_row.append(turned)
+    pairs = zip(call.deltas, mirrored.deltas)
+    if not any(by_row) or not all(_is_close(delta, other.flip(0)) for delta, other in pairs):
+        return None
+    return replace(call, by_row=tuple(by_row))
+
+
+def _is_close(tensor: Tensor, other: Tensor) -> bool:
+    if tensor.shape != other.shape or not tensor.numel():
+        return tensor.shape == other.shape
+    tensor, other = tensor.double(), other.double()
+    return torch.allclose(tensor, other, 1e-3, 1e-3 * tensor.nan_to_num(0, 0, 0).abs().max().item(), equal_nan=True)
 
 
 def _conformed(call: LayerCall | None, by_row: tuple[bool, ...] | None, n: int) -> LayerCall | None:

@@ -18,6 +18,12 @@ from ._convolution import padded, window_products
 from ._forward import LayerCall, leaves
 from ._scratch import Scratch
 
+# Some operations have no batched form. Being slow is no reason to warn, since nothing faster is known here; and filters
+# that are set for a moment are set for all threads.
+warnings.filterwarnings(
+    "ignore", message="There is a performance drop because we have not yet implemented the batching"
+)
+
 LayerRule = Callable[[nn.Module, str, Tensor, Tensor, Tensor, Scratch], None]
 
 
@@ -75,6 +81,15 @@ def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
     return F.batch_norm(x, mean, variance, eps=layer.eps)
 
 
+def prelu(layer: nn.PReLU, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch) -> None:
+    """Write ``sum over positions of delta min(a, 0)``, for each channel or for all of them."""
+    products = deltas * inputs.clamp(max=0).unsqueeze(1)
+    if layer.weight.numel() == 1:
+        out.copy_(products.flatten(2).sum(2, keepdim=True))
+    else:
+        _sum(products, range(3, products.ndim), out)
+
+
 def embedding(layer: nn.Embedding, name: str, inputs: Tensor, deltas: Tensor, out: Tensor, scratch: Scratch) -> None:
     """Write the cotangents of each index's positions into its row."""
     n, k = deltas.shape[:2]
@@ -101,6 +116,7 @@ EXACT_RULES: dict[type[nn.Module], LayerRule] = {
     nn.LayerNorm: normalisation,
     nn.RMSNorm: normalisation,
     nn.GroupNorm: normalisation,
+    nn.PReLU: prelu,
     nn.Embedding: embedding,
 }
 
@@ -136,10 +152,7 @@ def per_sample(
         pullback = vjp(lambda p: tuple(o.squeeze(0) for o in function(p, *batches)), parameters)[1]
         return vmap(pullback)(delta)[0]
 
-    with warnings.catch_warnings():
-        # Some operations have no batched form; being slow is no reason to warn, since nothing faster is known here.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        return vmap(of_sample)(tuple(sample.clone() for sample in samples), deltas)  # some write over their input
+    return vmap(of_sample)(tuple(sample.clone() for sample in samples), deltas)  # some write over their input
 
 
 def transform(layer: nn.Module, names: list[str], call: LayerCall) -> dict[str, Tensor]:

@@ -33,9 +33,10 @@ def kth_product(deltas: Tensor, inputs: Tensor, rank: int) -> Tensor:
         return _by_bisection(deltas, inputs, rank)
     found = np.empty(deltas.shape[:2], np.float32)
     deltas, inputs = deltas.abs().numpy(), inputs.abs().numpy()
-    for i, of_sample in enumerate(deltas):
-        for j, delta in enumerate(of_sample):
-            found[i, j] = _of_row(delta, inputs[i], rank)
+    with np.errstate(over="ignore"):  # where the product overflows, so does its order statistic
+        for i, of_sample in enumerate(deltas):
+            for j, delta in enumerate(of_sample):
+                found[i, j] = _of_row(delta, inputs[i], rank)
     return torch.from_numpy(found)
 
 

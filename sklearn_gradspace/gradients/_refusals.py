@@ -14,12 +14,17 @@ from ._outputs import Scalar, cotangents
 
 
 def refuse_batch_statistics(module: nn.Module) -> None:
-    """Refuse a batch normalisation that normalises by the batch, also in evaluation mode."""
+    """Refuse layers whose output or gradient is a matter of the batch, also in evaluation mode."""
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and layer.running_mean is None:
             raise ValueError(
                 f"layer {name!r} mixes the rows of a batch: {type(layer).__name__} without running statistics. "
                 "Train it with track_running_stats=True."
+            )
+        if getattr(layer, "scale_grad_by_freq", False):
+            raise ValueError(
+                f"layer {name!r} mixes the rows of a batch: its gradients are scaled by how often the batch holds an "
+                "index. Make it with scale_grad_by_freq=False."
             )
 
 

@@ -15,7 +15,7 @@ from ._forward import ForwardPass, forward_pass
 from ._memory import is_out_of_memory
 from ._outputs import cotangents
 from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_probabilities
-from ._rules import LAYER_RULES, choose_rules, write_gradients
+from ._rules import LAYER_RULES, choose_rules, unused, write_gradients
 from ._sharing import shared_copy
 
 if TYPE_CHECKING:
@@ -37,10 +37,12 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     refuse_probabilities(engine.module, outputs, engine.scalar)
     engine.n_labels = cotangents(engine.scalar, outputs).shape[1]
     labels = torch.arange(len(X), device=engine.device) % engine.n_labels
-    forward = _precise_forward(engine, X, labels)
+    forward = precise_forward(engine, X, labels)
     refuse_mixing(forward, engine.scalar)
     engine.rules = choose_rules(forward, [block.name for block in engine.blocks])
     by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}
+    idle = {rule.name.rpartition(".")[0] for rule in engine.rules if rule.rule == unused.__name__}
+    by_layer |= {layer for layer in idle if not forward.calls[layer]}  # that other rows may call
     engine.signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
     engine.row_bytes, engine.label_bytes = _measured_bytes(engine, X, labels)
     engine.rounding_error = (
@@ -87,7 +89,7 @@ def _may_be_channels_last(engine: "GradientEngine", X: np.ndarray, outputs: Tens
         return False
 
 
-def _precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> ForwardPass:
+def precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> ForwardPass:
     """Return a pass in double precision, where rounding does not pass for error, if the net can be computed so."""
     layers = dict.fromkeys(layer for block in engine.blocks for layer in (block.layer, *_around(block.layer)))
     inputs = engine.inputs(X)
@@ -95,7 +97,11 @@ def _precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) ->
         inputs = torch.tensor(X, dtype=torch.float64, device=engine.device)  # rounding the input is part of the error
 
     def run(module: nn.Module, inputs: Tensor) -> ForwardPass:
-        return forward_pass(engine.apply, module, layers, inputs, engine.scalar, labels, keep_graph=True)
+        forward, mirrored = (
+            forward_pass(engine.apply, module, layers, rows, engine.scalar, of_rows, keep_graph=True)
+            for rows, of_rows in ((inputs, labels), (inputs.flip(0), labels.flip(0)))
+        )
+        return forward.beside(mirrored)
 
     try:
         precise = shared_copy(engine.net, engine.target).double()

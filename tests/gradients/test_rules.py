@@ -10,6 +10,7 @@ from torch import nn
 from sklearn_gradspace.gradients import _rules
 from sklearn_gradspace.gradients._forward import forward_pass
 from sklearn_gradspace.gradients._rules import RULES, choose_rules, outer_factors
+from sklearn_gradspace.gradients._trial import precise_forward
 
 CLOSED = [
     "linear", "linear on steps", "linear on a grid", "called twice", "one layer, two names", "relu in place",
@@ -140,7 +141,8 @@ def test_rules_are_in_the_order_of_blocks_and_do_not_depend_on_the_labels(case, 
     names = [block.name for block in engine.blocks]
     assert [rule.name for rule in engine.rules] == names
     decisive = case.X[np.linspace(0, case.n - 1, 4, dtype=int)]
-    assert choose_rules(pass_through(engine, decisive, torch.zeros(4, dtype=torch.long)), names) == engine.rules
+    forward = precise_forward(engine, decisive, torch.zeros(4, dtype=torch.long, device=engine.device))
+    assert choose_rules(forward, names) == engine.rules
 
 
 @pytest.mark.parametrize("truth_bytes", [1, 200, 2**28])
