@@ -16,6 +16,7 @@ from _peers import PEERS, PERCENTILE, Pass, Task, by_kthvalue, by_quantile, by_t
 from torch import Tensor
 
 from sklearn_gradspace.gradients import GradientEngine, GradientFeatures
+from sklearn_gradspace.gradients._scratch import Scratch
 
 ONE, SELECTED, ALL = "one label", f"one label, {PERCENTILE}% selected", "all labels"
 OURS, FRESH = "ours", "ours, fresh memory"
@@ -53,7 +54,7 @@ class Floor:
 
 
 class Ours:
-    """This package: a pass like those of the peers, with memory of its own.
+    """This package: a pass like those of the peers, in memory that the engine uses again.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ class Case:
         self.task = Task(engine.net, torch.from_numpy(X).to(engine.device), self.labels, N_LABELS)
 
     def ours(self, fresh: bool = False) -> Ours:
-        """Return this package's pass, in memory of its own."""
+        """Return this package's pass."""
         return Ours(self.engine, self.X, self.labels, self.line == SELECTED, fresh)
 
     def makers(self) -> dict[str, Callable[[], Pass | Ours]]:
@@ -145,7 +146,7 @@ def measure(case: Case, rounds: Rounds, threads: int) -> tuple[list[Measured], F
     gc.collect()
     gc.freeze()  # libraries are many objects, which would be gone through at every measurement of memory
     device, truth = case.engine.device, case.ours().all()
-    place = next(iter(case.engine.parts(case.X, case.labels)))[2].numel()
+    place = next(iter(case.engine.parts(case.X, case.labels)))[1].numel()
     common = Measured(threads, case.net, case.line, len(case.X), "")
     measured, runs = {}, {}
     for name, make in case.makers().items():
@@ -162,6 +163,7 @@ def measure(case: Case, rounds: Rounds, threads: int) -> tuple[list[Measured], F
         if not error < AGREEMENT:
             measured[name] = replace(measured[name], note=f"differs from ours by {error:.1e}")
         runs[name] = drained(passes)
+        case.engine.scratch = Scratch()  # which finds no memory to use again
         measured[name] = replace(measured[name], peak_mb=peak_memory(drained(make()), device) / 1e6)
     del truth
 

@@ -3,7 +3,7 @@
 A net and rows enter; gradients a second leave, for each precision to compute in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -66,5 +66,5 @@ def _drain(of: GradientFeatures, X: np.ndarray) -> None:
 
 def _peak(net: nn.Module, X: np.ndarray, dtype: str | None, device: torch.device) -> float:
     """Return the memory of a first pass, which finds no memory to use again."""
-    of = _features(net, X[:4], dtype)
+    of = replace(_features(net, X[:4], dtype), batch_size=len(X))
     return peak_memory(lambda: _drain(of, X), device)

@@ -52,13 +52,13 @@ LAST = {"ResNet-18": "layer4.1.conv2.weight", "transformer": "0.layers.5.*weight
 def one_label(engine: GradientEngine, X: np.ndarray) -> int:
     """Compute all gradients of one label a row, part by part."""
     labels = torch.zeros(len(X), dtype=torch.long)
-    rows = max(len(gradients) for _, _, gradients in engine.parts(X, labels))
+    rows = max(len(gradients) for _, gradients in engine.parts(X, labels))
     return engine.memory(len(X), all_labels=False, features=rows)
 
 
 def all_labels(engine: GradientEngine, X: np.ndarray) -> int:
     """Compute all gradients of all labels, part by part."""
-    rows = max(len(gradients) for _, _, gradients in engine.parts(X))
+    rows = max(len(gradients) for _, gradients in engine.parts(X))
     return engine.memory(len(X), features=rows)
 
 

@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from threading import local
+from threading import RLock, local
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 _PART_BYTES = {"cpu": 2**24}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
+_SWITCHING = RLock()  # torch's switches for TF32 are the process's; a device's work is in one queue anyway
+
+Finish = Callable[[ForwardPass, Tensor], None]
 
 
 class GradientEngine:
@@ -100,6 +103,7 @@ class GradientEngine:
         first = self._module.get_parameter(self.blocks[0].name)
         self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self._output)
+        self._row_limit = 2**31  # until memory runs out
 
     @property
     def module(self) -> nn.Module:
@@ -128,7 +132,14 @@ class GradientEngine:
         with self.computing():
             return check_finite(self.apply(self.module, self.inputs(X)))
 
-    def __call__(self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        X: np.ndarray,
+        labels: Tensor | None = None,
+        out: Tensor | None = None,
+        batch_size: int | None = None,
+        finish: Finish | None = None,
+    ) -> Tensor:
         """Compute the gradients of the rows `X`.
 
         Parameters
@@ -138,6 +149,8 @@ class GradientEngine:
             The number of one scalar for each row; by default all.
         out : Tensor of shape (n, n_params) or (n, n_labels, n_params), optional
             Where to write; memory that was written to before is written to several times as fast.
+        batch_size, finish
+            As of :meth:`parts`.
 
         Returns
         -------
@@ -146,7 +159,7 @@ class GradientEngine:
         """
         with self.computing():
             out = self.allocate(len(X), labels is None) if out is None else out
-        for _ in self.parts(X, labels, out if labels is None else out.unsqueeze(1)):
+        for _ in self.parts(X, labels, out if labels is None else out.unsqueeze(1), batch_size, finish):
             pass
         return out
 
@@ -162,8 +175,13 @@ class GradientEngine:
             raise MemoryError(f"the gradients of {n} rows take {self._beside_free(needed)}") from error
 
     def parts(
-        self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None, batch_size: int | None = None
-    ) -> Iterator[tuple[slice, ForwardPass, Tensor]]:
+        self,
+        X: np.ndarray,
+        labels: Tensor | None = None,
+        out: Tensor | None = None,
+        batch_size: int | None = None,
+        finish: Finish | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Compute the gradients of consecutive rows, as many at a time as are quickly worked on.
 
         When memory runs out, the passes through the net take half the rows from there on.
@@ -176,53 +194,68 @@ class GradientEngine:
             Where to write; by default one place for each part in turn.
         batch_size : int, optional
             Rows of a pass through the net; by default all.
+        finish : callable, optional
+            What becomes of a pass and its gradients, in place.
 
         Yields
         ------
         rows : slice
-        forward : ForwardPass of these rows
         gradients : Tensor of shape (len(rows), k, n_params)
             Valid until the next is asked for.
         """
-        k = 1 if labels is not None else self.n_labels
-        at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
-        step = max(1, at_once // (k * self._gradient_bytes))
-        start, size = 0, min(len(X), batch_size or len(X))
+        labels = None if labels is None else self._checked_labels(labels, len(X))
+        start = 0
         while start < len(X):
-            stop = min(start + size, len(X))
+            size = min(len(X), batch_size or len(X), self._row_limit)
+            batch = slice(start, min(start + size, len(X)))
+            of_batch = None if labels is None else labels[batch]
+            place = None if out is None else out[batch]
             try:
-                of_batch = None if labels is None else labels[start:stop]
-                place = None if out is None else out[start:stop]
-                for rows, forward, gradients in self._batch_parts(X[start:stop], of_batch, place, min(step, size)):
-                    yield slice(start, start + rows), forward, gradients
+                for rows, gradients in self._batch_parts(X[batch], of_batch, place, finish):
+                    yield slice(start, start + rows), gradients
                     start += rows
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
-                    needed = self.memory(1, k > 1)
+                    needed = self.memory(1, labels is None)
                     raise MemoryError(f"a pass of a single row takes {self._beside_free(needed)}") from error
             # Outside of the handler, where the error no longer holds what the failed pass had allocated.
-            size = max(1, size // 2)
+            self._row_limit = size // 2
             _free_memory(self.device)
 
     def _batch_parts(
-        self, X: np.ndarray, labels: Tensor | None, out: Tensor | None, step: int
-    ) -> Iterator[tuple[int, ForwardPass, Tensor]]:
-        """Yield the numbers of rows, the passes and the gradients of the parts of one batch."""
+        self, X: np.ndarray, labels: Tensor | None, out: Tensor | None, finish: Finish | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the numbers of rows and the gradients of the parts of one batch."""
         with self.computing():
             forward = self.forward(X, labels)
-            shape = (min(step, len(X)), forward.cotangents.shape[1], self.n_params)
-            lent = self.scratch.lent("gradients", shape, self.feature_dtype, self.device)
+        k = forward.cotangents.shape[1]
+        at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
+        step = min(len(X), max(1, at_once // (k * self._gradient_bytes)))
+        lent = self.scratch.lent("gradients", (step, k, self.n_params), self.feature_dtype, self.device)
         with lent if out is None else nullcontext() as place:
             for start in range(0, len(X), step):
                 rows = slice(start, min(start + step, len(X)))
+                gradients = place[: rows.stop - start] if out is None else out[rows]
                 with self.computing():
                     part = forward.rows(rows)
-                    gradients = place[: rows.stop - start] if out is None else out[rows]
                     self.write(part, gradients)
-                yield rows.stop - start, part, gradients
+                    if finish is not None:
+                        finish(part, gradients)
+                yield rows.stop - start, gradients
+
+    def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
+        labels = torch.as_tensor(labels).to(torch.int64)
+        # On other devices a look at the labels would wait for them.
+        wrong = labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < self.n_labels
+        if labels.shape != (n,) or wrong:
+            raise ValueError(
+                f"labels must be {n} numbers from 0 to {self.n_labels - 1}, one for each row; they are "
+                f"{labels.flatten()[:10].tolist()}{' and so on' if labels.numel() > 10 else ''}."
+            )
+        return labels
 
     def write(self, forward: ForwardPass, out: Tensor) -> None:
         """Write the gradients of a pass of n rows and k scalars to `out`, of shape (n, k, n_params)."""
@@ -258,16 +291,20 @@ class GradientEngine:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for."""
-        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if self.device.type == "cuda" else ()
-        before = [switch.fp32_precision for switch in switches]
-        try:
-            for switch in switches:
-                switch.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
+        if self.device.type != "cuda":
             with torch.inference_mode(False):
                 yield
-        finally:
-            for switch, value in zip(switches, before):
-                switch.fp32_precision = value
+            return
+        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        with _SWITCHING, torch.inference_mode(False):
+            before = [switch.fp32_precision for switch in switches]
+            try:
+                for switch in switches:
+                    switch.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
+                yield
+            finally:
+                for switch, value in zip(switches, before):
+                    switch.fp32_precision = value
 
     def memory(self, n: int, all_labels: bool = True, features: int | None = None) -> int:
         """Return the bytes that a pass of `n` rows takes at most, for one scalar a row or for all.

@@ -4,7 +4,8 @@ A pass through a net enters; norms, products with directions and products with o
 the pass and of a bounded part of one parameter's gradients, so that nets of 10^8 parameters are in reach.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 
 import numpy as np
 import torch
@@ -14,6 +15,17 @@ from ._engine import GradientEngine
 from ._rules import outer_factors, write_gradients
 
 _PART_BYTES = 2**26  # gradients of a parameter that are formed at a time, at least one row of them
+
+
+def _computing(method: Callable) -> Callable:
+    """Compute products in the engine's precision."""
+
+    @wraps(method)
+    def run(self, *args, **kwargs):
+        with self._engine.computing(), torch.no_grad():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class FactoredGradients:
@@ -50,6 +62,7 @@ class FactoredGradients:
         parts = [part.clone() for _, part in self._parts(name)]
         return self._block(name).shaped(torch.cat(parts))
 
+    @_computing
     def squared_norms(self) -> dict[str, Tensor]:
         """Return for each parameter the squared norms of its gradients, of shape (n, k)."""
         found = {}
@@ -62,6 +75,7 @@ class FactoredGradients:
                 found[block.name] = torch.cat(norms).square()
         return found
 
+    @_computing
     def dot(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Return inner products with directions in parameter space, summed over parameters.
 
@@ -91,6 +105,7 @@ class FactoredGradients:
                 total = total + torch.cat([part @ flat.T for _, part in self._parts(name)])
         return total
 
+    @_computing
     def inner(self, other: "FactoredGradients") -> dict[str, Tensor]:
         """Return for each parameter the inner products with the m times l gradients of `other`.
 

@@ -63,20 +63,14 @@ class GradientFeatures:
 
     def __call__(self, X: np.ndarray, labels: Tensor | None = None) -> Tensor:
         """Return features of shape (n, n_params), or (n, n_labels, n_params) where `labels` is None."""
-        with self.engine.computing():
-            out = self.engine.allocate(len(X), labels is None)
-        for _ in self.parts(X, labels, out if labels is None else out.unsqueeze(1)):
-            pass
-        return out
+        return self.engine(X, labels, None, self.batch_size, self._finish)
 
     def parts(self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None) -> Iterator[Tensor]:
         """Yield features of consecutive rows, of shape (part, k, n_params), valid until the next are asked for.
 
         With `out`, of shape (n, k, n_params), they are written there.
         """
-        for _, forward, gradients in self.engine.parts(X, labels, out, self.batch_size):
-            with self.engine.computing():
-                self._finish(forward, gradients)
+        for _, gradients in self.engine.parts(X, labels, out, self.batch_size, self._finish):
             yield gradients
 
     def selection_error(self, X: np.ndarray) -> float:

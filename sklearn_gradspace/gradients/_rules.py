@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from . import _layer_rules
 from ._forward import ForwardPass, LayerCall
+from ._memory import is_out_of_memory
 
 Gradients = dict[str, Tensor]
 Rule = Callable[[ForwardPass, Gradients], None]
@@ -196,7 +197,9 @@ class _Trial:
         try:
             with torch.no_grad():
                 rule(self.forward, found) if names else None
-        except (RuntimeError, ValueError, TypeError, NotImplementedError):  # what transforms raise where they cannot
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # of transforms that cannot
+            if is_out_of_memory(error):
+                raise
             return {name: self.passes(rule, [name])[name] for name in names} if len(names) > 1 else {names[0]: False}
         # The loop is right wherever a row's gradient is a fact at all: it may differ by rounding inside the net.
         rounding = 1e-6 if rule is loop else 100 * torch.finfo(self.forward.outputs.dtype).eps

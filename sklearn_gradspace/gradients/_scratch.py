@@ -36,14 +36,17 @@ class Scratch:
     def lent(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
         """Lend an uninitialised tensor, which nobody else gets as long as the context lasts."""
         if device.type != "cpu":  # whose allocators keep memory themselves
-            yield torch.empty(shape, dtype=dtype, device=device)
+            with torch.inference_mode(False):
+                tensor = torch.empty(shape, dtype=dtype, device=device)
+            yield tensor
             return
         buffers, size = vars(self._local), prod(shape)
         key = f"{name} {dtype}"
         buffer = buffers.pop(key, None)
         if buffer is None or buffer.numel() < size:
             buffer = None  # given back before more is taken
-            buffer = torch.empty(size, dtype=dtype)
+            with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
+                buffer = torch.empty(size, dtype=dtype)
         try:
             yield buffer[:size].view(shape)
         finally:

@@ -61,7 +61,7 @@ def select_largest(
     for block in blocks:
         part = gradients[..., block.slice]
         if selection == "sampled":
-            entries = part if block.size <= _SAMPLE else part[..., _positions(block.size).to(part.device)]
+            entries = part if block.size <= _SAMPLE else part[..., _positions(block.size, part.device)]
             rank = _rank(entries.shape[-1], percentile)
             thresholds = entries.abs().kthvalue(rank + 1, -1).values
         elif block.name in (factors or {}) and (block.size >= _MANY or part.device.type != "cpu"):
@@ -111,7 +111,7 @@ def _kth_smallest(values: np.ndarray, rank: int, first: np.ndarray, second: np.n
     tell whether the bracket holds. What equals its ends is counted, not partitioned: many ties are slow to partition.
     """
     size = len(values)
-    sample = values[_positions(size).numpy()]
+    sample = values[_positions(size, torch.device("cpu")).numpy()]
     ends = _bracket(size, rank)
     sample.partition(ends)
     low, high = sample[list(ends)]
@@ -137,7 +137,7 @@ def _bracket(size: int, rank: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def _positions(size: int) -> Tensor:
+def _positions(size: int, device: torch.device) -> Tensor:
     """Return the positions of the sample in a block, the same each time; random, since strides meet kernels' shapes."""
     generator = torch.Generator().manual_seed(size)
-    return torch.randint(size, (_SAMPLE,), generator=generator).sort().values
+    return torch.randint(size, (_SAMPLE,), generator=generator).sort().values.to(device)

@@ -85,7 +85,9 @@ def _may_be_channels_last(engine: "GradientEngine", X: np.ndarray, outputs: Tens
     engine.channels_last = True
     try:
         return torch.allclose(engine.outputs(X), outputs, rtol=1e-2, atol=1e-2 * outputs.abs().max().item())
-    except Exception:  # a forward that relies on the other order, as `view` does
+    except Exception as error:  # a forward that relies on the other order, as `view` does
+        if is_out_of_memory(error):
+            raise
         return False
 
 
@@ -98,7 +100,7 @@ def precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> 
 
     def run(module: nn.Module, inputs: Tensor) -> ForwardPass:
         forward, mirrored = (
-            forward_pass(engine.apply, module, layers, rows, engine.scalar, of_rows, keep_graph=True)
+            forward_pass(engine.apply, module, layers, rows, engine.scalar, of_rows, keep_graph=rows is inputs)
             for rows, of_rows in ((inputs, labels), (inputs.flip(0), labels.flip(0)))
         )
         return forward.beside(mirrored)
@@ -106,7 +108,9 @@ def precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> 
     try:
         precise = shared_copy(engine.net, engine.target).double()
         return run(precise, inputs.double() if inputs.is_floating_point() else inputs)
-    except (RuntimeError, TypeError):  # a net with a precision of its own inside, a device without this one
+    except (RuntimeError, TypeError) as error:  # a net with a precision of its own inside, a device without this one
+        if is_out_of_memory(error):
+            raise
         return run(engine.module, engine.inputs(X))
 
 

@@ -148,17 +148,21 @@ def test_parts_are_consecutive_and_equal_the_whole(name, part_bytes, batch_size,
     monkeypatch.setitem(_engine._PART_BYTES, device.type, part_bytes)
     labels = torch.arange(case.n) % engine.n_labels
     for of_rows, k in ((None, engine.n_labels), (labels, 1)):
-        parts = [
-            (rows, forward, found.clone()) for rows, forward, found in engine.parts(case.X, of_rows, None, batch_size)
-        ]
-        assert [i for rows, _, _ in parts for i in range(rows.start, rows.stop)] == list(range(case.n))
-        assert all(len(found) == len(forward.inputs) == rows.stop - rows.start for rows, forward, found in parts)
-        assert all(torch.equal(forward.inputs, engine.inputs(case.X[rows])) for rows, forward, _ in parts)
-        assert max(len(found) for _, _, found in parts) <= (batch_size or case.n)
+        passes = []
+        given = engine.parts(
+            case.X, of_rows, None, batch_size, lambda *args, passes=passes: passes.append((args[0], args[1].clone()))
+        )
+        parts = [(rows, found.clone()) for rows, found in given]
+        assert [i for rows, _ in parts for i in range(rows.start, rows.stop)] == list(range(case.n))
+        assert all(len(found) == rows.stop - rows.start for rows, found in parts)
+        for (rows, found), (forward, finished) in zip(parts, passes, strict=True):
+            assert torch.equal(forward.inputs, engine.inputs(case.X[rows]))
+            assert torch.equal(found, finished)
+        assert max(len(found) for _, found in parts) <= (batch_size or case.n)
         whole = truth(case) if of_rows is None else truth(case)[np.arange(case.n), labels][:, None]
-        assert_close(torch.cat([found for _, _, found in parts]), whole)
+        assert_close(torch.cat([found for _, found in parts]), whole)
         out = torch.full((case.n, k, engine.n_params + 1), torch.nan, dtype=torch.float64, device=device)
-        for rows, _, found in engine.parts(case.X, of_rows, out[..., 1:], batch_size):
+        for rows, found in engine.parts(case.X, of_rows, out[..., 1:], batch_size):
             assert found.data_ptr() == out[rows, :, 1:].data_ptr()
         assert_close(out[..., 1:], whole)
         assert out[..., 0].isnan().all()
@@ -172,6 +176,21 @@ def test_the_place_that_is_given_is_written_to(device):
         out = engine.allocate(case.n, given is None).fill_(torch.nan)
         assert engine(case.X, given, out) is out
         assert_close(out, engine(case.X, given), 0)
+
+
+def test_parts_in_inference_mode_do_not_show_later(device):
+    case = BY_NAME["conv2d twice"]
+    engine = case.engine(device)
+    for mode in (torch.inference_mode, torch.enable_grad):
+        with mode():
+            assert_close(torch.cat([found.clone() for _, found in engine.parts(case.X)]), truth(case))
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 0, 3], [0, 0, -1, 0, 0]], ids=str)
+def test_labels_that_are_none(labels, device):
+    case = BY_NAME["mlp of two layers"]
+    with pytest.raises(ValueError, match="labels must be 5 numbers from 0 to 2"):
+        case.engine(device)(case.X, torch.tensor(labels))
 
 
 def test_no_rows_have_no_gradients(device):
@@ -197,8 +216,8 @@ def test_passes_within_a_pass_do_not_show(name, device, monkeypatch):
     engine = case.engine(device)
     expected = engine(case.X)
     monkeypatch.setitem(_engine._PART_BYTES, device.type, 1)
-    for rows, _, found in engine.parts(case.X):
-        for inner_rows, _, inner in engine.parts(case.X[::-1]):
+    for rows, found in engine.parts(case.X):
+        for inner_rows, inner in engine.parts(case.X[::-1]):
             assert_close(inner, expected.flip(0)[inner_rows], 1e-13)
         assert_close(engine(case.X[::-1]), expected.flip(0), 1e-13)
         assert_close(found, expected[rows], 1e-13)

@@ -41,7 +41,7 @@ EXPECTED = {
             "attention", "attention with its weights", "attention under a mask", "mask as long as the batch"
         )
     },
-    "mask as long as the rows that decide": dict.fromkeys(ATTENTION, "net_transform"),
+    "mask as long as the rows that decide": dict.fromkeys(ATTENTION, "layer_transform"),
     "transformer encoder": {
         f"0.layers.{i}.self_attn.{name}": "layer_transform" for i in range(2) for name in PROJECTIONS
     },

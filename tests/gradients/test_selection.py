@@ -117,10 +117,10 @@ def test_large_blocks_equal_sorting(sizes, kind, dtype):
 
 
 POSITIONS = {
-    "the first": lambda size: torch.arange(_selection._SAMPLE),
-    "the last": lambda size: torch.arange(size - _selection._SAMPLE, size),
-    "one": lambda size: torch.full((_selection._SAMPLE,), size // 2),
-    "two": lambda size: torch.arange(_selection._SAMPLE) % 2 * (size - 1),
+    "the first": lambda size, device: torch.arange(_selection._SAMPLE),
+    "the last": lambda size, device: torch.arange(size - _selection._SAMPLE, size),
+    "one": lambda size, device: torch.full((_selection._SAMPLE,), size // 2),
+    "two": lambda size, device: torch.arange(_selection._SAMPLE) % 2 * (size - 1),
 }
 
 
@@ -184,7 +184,7 @@ def test_sampled_selection_is_above_the_percentile_of_a_sample(kind, percentile)
     size = 50_000
     gradients = of_kind(kind, (2, 2, size), np.float32)
     found = select_largest(torch.tensor(gradients), blocks_of([size]), percentile, selection="sampled").numpy()
-    sample = np.abs(gradients[..., _selection._positions(size)])
+    sample = np.abs(gradients[..., _selection._positions(size, torch.device("cpu"))])
     rank = int((sample.shape[-1] - 1) * (100 - Fraction(str(percentile))) / 100)
     threshold = np.sort(sample, -1)[..., rank, None]
     np.testing.assert_array_equal(found, np.where(np.abs(gradients) > threshold, gradients, 0))
@@ -192,7 +192,7 @@ def test_sampled_selection_is_above_the_percentile_of_a_sample(kind, percentile)
 
 def test_a_sample_is_of_distant_positions():
     for size in (4097, 10_000, 10**6):
-        positions = _selection._positions(size)
+        positions = _selection._positions(size, torch.device("cpu"))
         assert len(positions) == 4096 and positions.min() >= 0 and positions.max() < size
         assert len(positions.unique()) > 4096 * 0.6
         counts = torch.histc(positions.double(), 8, 0, size)
