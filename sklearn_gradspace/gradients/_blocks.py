@@ -41,7 +41,7 @@ class Block:
         return slice(self.start, self.start + self.size)
 
     def shaped(self, gradients: Tensor) -> Tensor:
-        """Return a view of shape (..., *shape) on gradients of shape (..., size)."""
+        """Return a view with the parameter's shape in the place of the last axis."""
         return gradients.unflatten(-1, self.shape) if self.shape else gradients.squeeze(-1)
 
     @property

@@ -97,13 +97,21 @@ class GradientEngine:
             try_out(self, sample)
 
     def _attach(self) -> None:
-        self._local, self._module = local(), shared_copy(self.net, self.target)
+        self._local, self._module = local(), self.copy_of_net()
         if self.precision not in (None, "tf32"):
             self._module.to(getattr(torch, self.precision))
         first = self._module.get_parameter(self.blocks[0].name)
         self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self._output)
         self._row_limit = 2**31  # until memory runs out
+
+    def copy_of_net(self) -> nn.Module:
+        """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated."""
+        module = shared_copy(self.net, self.target)
+        chosen = {block.name for block in self.blocks}
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        return module
 
     @property
     def module(self) -> nn.Module:

@@ -170,7 +170,7 @@ def forward_pass(
     if not outputs.requires_grad:
         raise ValueError(
             "the output of net cannot be differentiated: its forward detaches it, or runs without gradients (no_grad, "
-            "inference_mode, checkpoints with use_reentrant=True)."
+            "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
     forms = cotangents(scalar, outputs, labels)
     calls = _with_deltas(outputs, calls, forms, keep_graph)

@@ -16,7 +16,6 @@ from ._memory import is_out_of_memory
 from ._outputs import cotangents
 from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_probabilities
 from ._rules import LAYER_RULES, choose_rules, unused, write_gradients
-from ._sharing import shared_copy
 
 if TYPE_CHECKING:
     from ._engine import GradientEngine
@@ -106,7 +105,7 @@ def precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> 
         return forward.beside(mirrored)
 
     try:
-        precise = shared_copy(engine.net, engine.target).double()
+        precise = engine.copy_of_net().double()
         return run(precise, inputs.double() if inputs.is_floating_point() else inputs)
     except (RuntimeError, TypeError) as error:  # a net with a precision of its own inside, a device without this one
         if is_out_of_memory(error):
