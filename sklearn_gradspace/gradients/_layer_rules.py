@@ -123,10 +123,8 @@ EXACT_RULES: dict[type[nn.Module], LayerRule] = {
 
 def exact_rule(layer: nn.Module) -> LayerRule | None:
     """Return the closed form of `layer`, or None; a subclass with a forward of its own has none."""
-    for kind, rule in EXACT_RULES.items():
-        if isinstance(layer, kind) and type(layer).forward is kind.forward:
-            return rule
-    return None
+    kinds = [kind for kind in type(layer).__mro__ if kind in EXACT_RULES and type(layer).forward is kind.forward]
+    return EXACT_RULES[kinds[0]] if kinds else None
 
 
 def per_sample(

@@ -29,9 +29,9 @@ def as_table(returned: object, n: int) -> Tensor:
 
 def check_finite(outputs: Tensor) -> Tensor:
     """Return `outputs`, or name the rows that are not finite."""
-    finite = torch.isfinite(outputs).all(1)
+    finite = torch.isfinite(outputs)
     if not finite.all():
-        rows = (~finite).nonzero().flatten().tolist()
+        rows = (~finite.all(1)).nonzero().flatten().tolist()
         raise ValueError(f"net returns NaN or infinity for rows {rows[:10]} of the batch: its gradients mean nothing.")
     return outputs
 
