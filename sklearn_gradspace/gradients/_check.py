@@ -10,7 +10,6 @@ from torch import nn
 from ._engine import GradientEngine
 from ._outputs import Scalar, cotangents
 from ._rules import autograd
-from ._sharing import shared_copy
 
 _EXACT = 1e-9
 
@@ -95,7 +94,7 @@ def check_gradients(
     X = np.asarray(X)
     options = {"layers": layers, "device": device, "scalar": scalar, "output": output}
     exact, working = (GradientEngine(net, X, **options, dtype=d) for d in ("float64", dtype))
-    truth = _loop(exact, net, X)
+    truth = _loop(exact, X)
     largest = truth.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     errors = [((engine(X).double() - truth).abs() / largest).amax((0, 1)) for engine in (exact, working)]
     return GradientCheck(
@@ -104,14 +103,13 @@ def check_gradients(
     )
 
 
-def _loop(engine: GradientEngine, net: nn.Module, X: np.ndarray) -> torch.Tensor:
+def _loop(engine: GradientEngine, X: np.ndarray) -> torch.Tensor:
     """Return the gradients of shape (n, n_labels, n_params) by one pass a row and one backward pass a label."""
-    module = shared_copy(net, engine.device).double()
-    parameters = {block.name: module.get_parameter(block.name) for block in engine.blocks}
+    parameters = {block.name: engine.module.get_parameter(block.name) for block in engine.blocks}
     truth = engine.allocate(len(X), all_labels=True)
     with torch.inference_mode(False), torch.enable_grad():
         for row, place in zip(X, truth):
-            outputs = engine.apply(module, engine.inputs(row[None], plain=True))
+            outputs = engine.apply(engine.module, engine.inputs(row[None], plain=True))
             for cotangent, of_label in zip(cotangents(engine.scalar, outputs)[0], place):
                 found = autograd(outputs[0], parameters, cotangent)
                 of_label.copy_(torch.cat([found[block.name].flatten() for block in engine.blocks]))

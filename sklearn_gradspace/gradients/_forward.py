@@ -193,16 +193,23 @@ def captured(layers: Mapping[str, nn.Module], n: int) -> Iterator[dict[str, list
     """Record the calls of `layers` on `n` rows, with gradients on."""
     calls: dict[str, list[LayerCall | None]] = {name: [] for name in layers}
 
-    def record_as(name: str):
-        def record(layer: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-            calls[name].append(_layer_call(args, kwargs, leaves(output), n))
+    def record(name: str, args: tuple, kwargs: dict, output: object) -> None:
+        calls[name].append(_layer_call(args, kwargs, leaves(output), n))
 
-        return record
+    with hooked(layers, record), torch.inference_mode(False), torch.enable_grad():
+        yield calls
 
-    handles = [layer.register_forward_hook(record_as(name), with_kwargs=True) for name, layer in layers.items()]
+
+@contextmanager
+def hooked(layers: Mapping[str, nn.Module], record: Callable[[str, tuple, dict, object], None]) -> Iterator[None]:
+    """Call `record` with name, arguments, keyword arguments and output of every call of `layers`."""
+
+    def hook_of(name: str):
+        return lambda layer, args, kwargs, output: record(name, args, kwargs, output)
+
+    handles = [layer.register_forward_hook(hook_of(name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield calls
+        yield
     finally:
         for handle in handles:
             handle.remove()

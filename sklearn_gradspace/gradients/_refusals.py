@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._forward import ForwardPass, leaves
+from ._forward import ForwardPass, hooked, leaves
 from ._outputs import Scalar, cotangents
 
 
@@ -70,17 +70,11 @@ def _first_that_mixes(forward: ForwardPass, row: int, rounding: float) -> str | 
     def outputs(inputs: Tensor, of: int) -> list[tuple[str, Tensor]]:
         found: list[tuple[str, Tensor]] = []
 
-        def record_as(name: str):
-            return lambda layer, args, output: found.extend(
-                (name, t[of].clone()) for t in leaves(output) if t.ndim > 1 and len(t) == len(inputs)
-            )
+        def record(name: str, args: tuple, kwargs: dict, output: object) -> None:
+            found.extend((name, t[of].clone()) for t in leaves(output) if t.ndim > 1 and len(t) == len(inputs))
 
-        handles = [layer.register_forward_hook(record_as(name)) for name, layer in layers.items()]
-        try:
+        with hooked(layers, record):
             forward.apply(forward.module, inputs.clone())
-        finally:
-            for handle in handles:
-                handle.remove()
         return found
 
     for (name, together), (_, alone) in zip(outputs(forward.inputs, row), outputs(forward.inputs[row : row + 1], 0)):

@@ -247,9 +247,10 @@ def _by_layer(forward: ForwardPass, out: Gradients, write: Callable) -> None:
         layer = forward.layer_of(name)
         by_layer.setdefault(layer, {})[_own_name(name, layer)] = place
     for layer, own in by_layer.items():
-        for i, call in enumerate(forward.calls[layer]):
-            places = own if i == 0 else {name: torch.empty_like(place) for name, place in own.items()}
-            write(forward.module.get_submodule(layer), call, places)
+        module, (first, *others) = forward.module.get_submodule(layer), forward.calls[layer]
+        write(module, first, own)
+        for call in others:
+            more = {name: torch.empty_like(place) for name, place in own.items()}
+            write(module, call, more)
             for name, place in own.items():
-                if i:
-                    place.add_(places[name])
+                place.add_(more[name])

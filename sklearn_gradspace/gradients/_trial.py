@@ -75,11 +75,9 @@ def _first_outputs(engine: "GradientEngine", X: np.ndarray) -> Tensor:
 def _may_be_channels_last(engine: "GradientEngine", X: np.ndarray, outputs: Tensor) -> bool:
     """Return whether the net takes images in the order of memory in which convolutions are fastest."""
     convolves = any(isinstance(layer, _ConvNd) for layer in engine.module.modules())
-    wanted = engine.device.type == "cpu" or engine.precision in (
-        "bfloat16",
-        "tf32",
-    )  # elsewhere float32 has no such form
-    if X.ndim != 4 or not convolves or not wanted:
+    # On other devices convolutions in float32 have no such form.
+    is_faster = engine.device.type == "cpu" or engine.precision in ("bfloat16", "tf32")
+    if X.ndim != 4 or not convolves or not is_faster:
         return False
     engine.channels_last = True
     try:
