@@ -3,7 +3,7 @@
 Data and a map to features enter; the array passes through scikit-learn and skorch as an (n, K · P) matrix would.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ class GradientArray:
         The map from rows of data to features.
     X : ndarray of shape (n_samples, ...)
         The data; it is referred to, not copied.
+    augment : callable, optional
+        What :meth:`augmented` applies to rows: ``augment(X, generator)`` takes an array and a NumPy generator, and
+        returns other rows of the same shape.
 
     Attributes
     ----------
@@ -39,8 +42,8 @@ class GradientArray:
     device = "cpu"  # in the sense of the array API: what leaves as an array is NumPy's
     max_bytes = 2**32
 
-    def __init__(self, features: GradientFeatures, X: np.ndarray) -> None:
-        self.features, self.X = features, X
+    def __init__(self, features: GradientFeatures, X: np.ndarray, augment: Callable | None = None) -> None:
+        self.features, self.X, self.augment = features, X, augment
 
     @property
     def n_labels(self) -> int:
@@ -94,7 +97,7 @@ class GradientArray:
             rows = np.asarray(rows, dtype=int if np.size(rows) == 0 else None)
             if rows.ndim == 0:
                 return np.asarray(self[rows[None]])[0, columns]
-        taken = GradientArray(self.features, self.X[rows])
+        taken = GradientArray(self.features, self.X[rows], self.augment)
         if columns is Ellipsis or (isinstance(columns, slice) and columns == slice(None)):
             return taken
         pairs = isinstance(rows, np.ndarray) and np.ndim(columns) == 1
@@ -103,6 +106,19 @@ class GradientArray:
     def take(self, indices, axis: int = 0, out=None, mode: str = "raise"):
         """Return rows, as NumPy's function of the name expects it; along the other axis an ndarray."""
         return self[indices] if axis == 0 else np.asarray(self).take(indices, axis, out, mode)
+
+    def augmented(self, generator: np.random.Generator) -> "GradientArray":
+        """Return the features of augmented rows, or the array itself where it has no augmentation."""
+        if self.augment is None:
+            return self
+        X = np.asarray(self.augment(self.X, generator), dtype=self.X.dtype)
+        if X.shape != self.X.shape:
+            raise ValueError(f"augment returned rows of shape {X.shape} for rows of shape {self.X.shape}.")
+        return GradientArray(self.features, X)
+
+    def outputs(self) -> Tensor:
+        """Return what the net itself says, of shape (n_samples, n_outputs), on the device."""
+        return torch.cat([self.features.engine.outputs(batch.X) for batch in self.batches()])
 
     def view(self, labels: Tensor | None = None) -> Tensor:
         """Compute features of all rows at once, on the device.

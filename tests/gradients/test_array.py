@@ -162,3 +162,22 @@ def test_nothing_changes_while_it_computes(array):
     with untouched(array.features.engine.net), random_state_untouched():
         array.toarray(), array.tocsr(), array[3], array[:, 2]
     np.testing.assert_array_equal(array.X, X)
+
+
+def test_augmented_rows_are_those_of_the_augmented_data(array):
+    def jitter(X, generator):
+        return X + generator.normal(size=X.shape)
+
+    augmented = GradientArray(array.features, array.X, jitter)[1:4].augmented(np.random.default_rng(0))
+    expected = array.X[1:4] + np.random.default_rng(0).normal(size=array.X[1:4].shape)
+    np.testing.assert_array_equal(augmented.X, expected.astype(array.X.dtype))
+    assert augmented.augment is None and augmented.augmented(np.random.default_rng(0)) is augmented
+
+
+def test_augmentation_that_changes_the_shape_is_refused(array):
+    with pytest.raises(ValueError, match="augment returned rows of shape"):
+        GradientArray(array.features, array.X, lambda X, generator: X[:, :1]).augmented(np.random.default_rng(0))
+
+
+def test_outputs_are_those_of_the_net(array):
+    torch.testing.assert_close(array.outputs(), array.features.engine.outputs(array.X))
