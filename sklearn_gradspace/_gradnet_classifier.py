@@ -3,16 +3,21 @@
 Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import validate_data
+from skorch.callbacks import EarlyStopping
+from skorch.dataset import ValidSplit
 from torch import Tensor, nn
 
+from ._calibration import fit_temperature
 from ._net_classifier import NetClassifier, is_skorchs_own
 from ._rows import RowDataset, WeightedRows
+from ._schedule import CosineSchedule
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import GradientArray
 from .modules import GradNet
@@ -23,8 +28,8 @@ _AUTO_LR = 0.05
 class GradNetClassifier(NetClassifier):
     """Two-layer net with a block structure on gradient features.
 
-    In training each visit of a row shows the net one random candidate label's view of it; in prediction the outputs for
-    all candidate labels are summed, and the class of the largest sum is taken.
+    The gradients of a row for the candidate labels are views of it. The output for a row is the mean of GradNet's
+    outputs over its views: in prediction over all of them, in training over those that `views` draws.
 
     Parameters
     ----------
@@ -35,8 +40,19 @@ class GradNetClassifier(NetClassifier):
         of each group's layers.
     activation : {"relu", "square", "tanh", "identity"} or callable, default="relu"
         "square" makes the separator literally quadratic.
+    views : {"random", "all"} or int, default="random"
+        How many views a row shows at each visit in training: one, drawn at random, as the authors do; all, so that
+        training minimizes the loss of what predicts; or that many different ones, drawn at random. A batch takes
+        ``batch_size * views * n_params`` numbers.
+    base_logits : bool, default=False
+        Whether the base net's own logits are added to the output, and GradNet's output layer begins at zero: fitting
+        then begins at the base net's predictions. It needs lazy features, and a class for each output of the base net.
     regularization : float, default=0.0
-        Weight λ of the penalty ``λ/2 ‖w‖²`` on all weights, biases apart.
+        Weight λ of the penalty ``λ (l1_ratio ‖w‖₁ + (1 - l1_ratio)/2 ‖w‖²)`` on all weights, biases apart.
+    l1_ratio : float, default=0.0
+        Share of the penalty that is on magnitudes, in [0, 1].
+    label_smoothing : float, default=0.0
+        Share of a row's label that the training loss spreads over all classes, in [0, 1).
     dropout : float, default=0.0
         Probability with which a hidden unit is left out in training.
     n_labels : int, optional
@@ -50,10 +66,20 @@ class GradNetClassifier(NetClassifier):
     lr : float or "auto", default="auto"
         Learning rate. "auto" is 0.05 / √m for a layer of m inputs, which suits Adam: a step then changes what enters a
         unit by about the same amount in every layer.
+    schedule : {"cosine"} or None, default=None
+        "cosine": from batch to batch the learning rate falls along half a cosine, from `lr` to zero at the end of
+        `max_epochs`. Each call of `partial_fit` begins it anew.
+    early_stopping : bool, default=False
+        Whether to hold out rows for validation, to stop when their loss has not become less for `n_iter_no_change`
+        epochs, and to go back to the epoch where it was least. A `train_split` of your own decides on the rows.
+    validation_fraction : float, default=0.1
+        Share of the rows, stratified by class, that early stopping holds out.
+    n_iter_no_change : int, default=10
+        Number of epochs that early stopping waits.
     module, criterion, optimizer, max_epochs, batch_size, dataset, train_split, verbose
         As in skorch.
     random_state : int, RandomState or None, default=None
-        Seed of initialization, order of the rows, random views and dropout.
+        Seed of initialization, order of the rows, augmentation, random views, dropout and the rows held out.
     iterator_train__shuffle : bool, default=True
         Whether the rows come in a new order in every epoch.
     device : str or device, optional
@@ -71,13 +97,16 @@ class GradNetClassifier(NetClassifier):
         Columns of each layer's gradient within a candidate label.
     module_ : GradNet
         The trained net.
+    temperature_ : float
+        What logits are divided by in `predict_proba`: the number that gives the held-out rows the least cross-entropy,
+        or 1 where early stopping or `train_split` hold out none. It is no part of what `save_params` saves.
     n_features_in_ : int
         Number of columns.
 
     References
     ----------
     A. R. Aleksziew, "Improving Neural Networks using Gradient Space"; B. Daróczy, R. Aleksziew, A. Benczúr,
-    arXiv:1807.06630.
+    arXiv:1807.06630. Temperature: C. Guo, G. Pleiss, Y. Sun, K. Weinberger, arXiv:1706.04599.
 
     Examples
     --------
@@ -98,7 +127,11 @@ class GradNetClassifier(NetClassifier):
         *,
         structure="layer",
         activation="relu",
+        views="random",
+        base_logits=False,
         regularization=0.0,
+        l1_ratio=0.0,
+        label_smoothing=0.0,
         dropout=0.0,
         n_labels=None,
         blocks=None,
@@ -107,6 +140,10 @@ class GradNetClassifier(NetClassifier):
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
         lr="auto",
+        schedule=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
         max_epochs=30,
         batch_size=32,
         dataset=RowDataset,
@@ -120,8 +157,16 @@ class GradNetClassifier(NetClassifier):
         self.hidden_sizes = hidden_sizes
         self.structure = structure
         self.activation = activation
+        self.views = views
+        self.base_logits = base_logits
         self.regularization = regularization
+        self.l1_ratio = l1_ratio
+        self.label_smoothing = label_smoothing
         self.dropout = dropout
+        self.schedule = schedule
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
         self.n_labels = n_labels
         self.blocks = blocks
         super().__init__(
@@ -141,6 +186,57 @@ class GradNetClassifier(NetClassifier):
             **kwargs,
         )
 
+    def _fit(self, *args):
+        self._held_out = None
+        try:
+            super()._fit(*args)
+            if self._held_out is not None and isinstance(self.criterion_, nn.CrossEntropyLoss):
+                self.temperature_ = self._temperature(self._held_out)
+        finally:
+            del self._held_out
+        return self
+
+    def _temperature(self, dataset) -> float:
+        """Return the temperature that suits the rows of `dataset`, which have weights where `fit` got some."""
+        logits, y, weight = [], [], []
+        for batch in self.get_iterator(dataset, training=False):
+            logits.append(self.evaluation_step(batch).cpu().numpy())
+            y.append(np.asarray(batch[1]))
+            weight.append(batch[0].weight if isinstance(batch[0], WeightedRows) else np.ones(len(y[-1])))
+        return fit_temperature(np.concatenate(logits), np.concatenate(y), np.concatenate(weight))
+
+    def _validate(self, X, y, classes, reset):
+        X, y = super()._validate(X, y, classes, reset)
+        self._check_parameters()
+        if self.base_logits:
+            n_outputs = _two_logits(X[:1].outputs()).shape[1]
+            if n_outputs != len(self._labels):
+                raise ValueError(
+                    f"base_logits=True adds the base net's {n_outputs} logits to those of {len(self._labels)} classes: "
+                    "name all classes in their order, by classes=[...], or use base_logits=False."
+                )
+        return X, y
+
+    def _check_parameters(self) -> None:
+        check_scalar(self.dropout, "dropout", Real, min_val=0, max_val=1, include_boundaries="left")
+        check_scalar(self.regularization, "regularization", Real, min_val=0, max_val=1e30)
+        check_scalar(self.l1_ratio, "l1_ratio", Real, min_val=0, max_val=1)
+        check_scalar(self.label_smoothing, "label_smoothing", Real, min_val=0, max_val=1, include_boundaries="left")
+        check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
+        if self.lr != "auto":
+            check_scalar(self.lr, "lr", Real, min_val=0)
+        if self.schedule not in (None, "cosine"):
+            raise ValueError(f"schedule={self.schedule!r} is neither None nor 'cosine'.")
+        if self.early_stopping:
+            fraction = self.validation_fraction
+            check_scalar(fraction, "validation_fraction", Real, min_val=0, max_val=1, include_boundaries="neither")
+            check_scalar(self.n_iter_no_change, "n_iter_no_change", Integral, min_val=1)
+        counted = isinstance(self.views, Integral) and 1 <= self.views <= self.n_labels_
+        if not counted and not (isinstance(self.views, str) and self.views in ("random", "all")):
+            raise ValueError(
+                f"views={self.views!r} is neither 'random', 'all' nor a number from 1 to the {self.n_labels_} labels."
+            )
+
     def _validate_X(self, X, reset):
         if isinstance(X, GradientArray):
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -152,6 +248,11 @@ class GradNetClassifier(NetClassifier):
             )
         else:
             X = super()._validate_X(X, reset)
+        if self.base_logits and not isinstance(X, GradientArray):
+            raise TypeError(
+                f"base_logits=True needs features that know their net, a GradientArray as GradientFeaturizer("
+                f"output='lazy') makes it, not a {type(X).__name__}. Use lazy features, or base_logits=False."
+            )
         if reset:
             self._data_device = X.compute_device if isinstance(X, GradientArray) else torch.device("cpu")
             self._lay_out(X)
@@ -180,11 +281,6 @@ class GradNetClassifier(NetClassifier):
     def _module_sizes(self) -> dict:
         if self.criterion is nn.NLLLoss or isinstance(self.criterion, nn.NLLLoss):
             raise ValueError("criterion=NLLLoss takes probabilities, but GradNet returns logits: use CrossEntropyLoss.")
-        check_scalar(self.dropout, "dropout", Real, min_val=0, max_val=1, include_boundaries="left")
-        check_scalar(self.regularization, "regularization", Real, min_val=0, max_val=1e30)
-        check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
-        if self.lr != "auto":
-            check_scalar(self.lr, "lr", Real, min_val=0)
         groups = group_columns(self.blocks_, self.structure)
         sizes = [self.hidden_sizes] * len(groups) if isinstance(self.hidden_sizes, Integral) else self.hidden_sizes
         known = isinstance(sizes, Sequence) and all(isinstance(size, Integral) and size > 0 for size in sizes)
@@ -199,7 +295,52 @@ class GradNetClassifier(NetClassifier):
             "hidden_sizes": list(sizes),
             "activation": self.activation,
             "dropout": self.dropout,
+            "zero_output": self.base_logits,
         }
+
+    def _yield_callbacks(self):
+        yield from super()._yield_callbacks()
+        if self.schedule is not None:
+            yield "schedule", CosineSchedule(), True
+        if self.early_stopping and self.max_epochs:  # without an epoch skorch finds no best one
+            # The last of all: where it stops, those after it would not see the epoch.
+            stopping = EarlyStopping(patience=self.n_iter_no_change, threshold=0, load_best=True)
+            yield "early_stopping", stopping, True
+
+    def get_split_datasets(self, X, y=None, **fit_params):
+        """Return the rows to train on and those held out.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            All rows.
+        y : array-like of shape (n_samples,)
+            Numbers of their classes.
+        **fit_params : dict
+            Passed on to `train_split`.
+
+        Returns
+        -------
+        dataset_train : Dataset
+            The rows to train on.
+        dataset_valid : Dataset or None
+            The rows held out.
+        """
+        dataset, split = self.get_dataset(X, y), self.train_split
+        if self.early_stopping and not split:
+            # The seed of the whole fit: the same rows are held out when training goes on.
+            split = ValidSplit(float(self.validation_fraction), stratified=True, random_state=torch.initial_seed())
+        try:
+            train, self._held_out = split(dataset, y, **fit_params) if split else (dataset, None)
+        except ValueError as error:
+            if self.train_split:
+                raise
+            raise ValueError(
+                f"early_stopping cannot hold out validation_fraction={self.validation_fraction} of {len(dataset)} rows "
+                f"of {len(self._labels)} classes: {error}"
+            ) from error
+        self.temperature_ = 1.0
+        return train, self._held_out
 
     def get_params_for_optimizer(self, prefix, named_parameters):
         """Return the arguments of the optimizer, with a learning rate for each layer where `lr` is "auto".
@@ -246,10 +387,15 @@ class GradNetClassifier(NetClassifier):
             # skorch would hand the word to the optimizer that is there.
             self.lr = params.pop("lr")
             self._initialize_optimizer(reason="Re-initializing optimizer because lr was set to 'auto'.")
-        return super().set_params(**params)
+        super().set_params(**params)
+        if self.initialized_ and params.keys() & {"schedule", "early_stopping", "n_iter_no_change"}:
+            self._initialize_callbacks()
+        return self
 
     def infer(self, x, **fit_params):
-        """Apply the module: to one random view of each row in training, else to all views, whose outputs are summed.
+        """Apply the module to views of each row, and return the mean of its outputs.
+
+        These are all views, or in training those that `views` draws, of rows that are augmented.
 
         Parameters
         ----------
@@ -261,24 +407,37 @@ class GradNetClassifier(NetClassifier):
         Returns
         -------
         logits : Tensor of shape (n, n_classes)
-            The module's output.
+            The mean over the views and, with `base_logits`, the base net's logits.
         """
         x = x.X if isinstance(x, WeightedRows) else x
+        labels = None
         if self.module_.training:
-            labels = torch.randint(self.n_labels_, (len(x),)) if self.n_labels_ > 1 else torch.zeros(len(x), dtype=int)
-            return super().infer(self._view(x, labels), **fit_params)
-        parts = x.parts() if isinstance(x, GradientArray) else [self._view(x)]
-        return torch.cat([self._sum_over_views(part.to(self._dtype), **fit_params) for part in parts])
+            if isinstance(x, GradientArray) and x.augment is not None:
+                x = x.augmented(np.random.default_rng(torch.randint(2**62, ()).item()))
+            labels = self._drawn_labels(len(x))
+        apply = super().infer
+        outputs = torch.cat([apply(features, **fit_params) for features in self._features(x, labels)])
+        logits = outputs.unflatten(0, (len(x), -1)).mean(1)
+        return logits + _two_logits(x.outputs()).to(logits) if self.base_logits else logits
 
-    def _view(self, x, labels: Tensor | None = None) -> Tensor:
-        """Return features of shape (n, n_params) for `labels`, or (n, n_labels, n_params) for all labels."""
-        if isinstance(x, GradientArray):
-            return x.view(labels).to(self._dtype)
-        views = torch.as_tensor(x, dtype=self._dtype).unflatten(1, (self.n_labels_, -1))
-        return views if labels is None else views[torch.arange(len(views)), labels]
+    def _drawn_labels(self, n: int) -> Tensor | None:
+        """Return different random labels for each of `n` rows, of shape (n, v), or None for all of them."""
+        v = {"random": 1, "all": self.n_labels_}.get(self.views, self.views)
+        if v == self.n_labels_:
+            return None
+        return torch.randint(self.n_labels_, (n, 1)) if v == 1 else torch.rand(n, self.n_labels_).argsort(1)[:, :v]
 
-    def _sum_over_views(self, views: Tensor, **fit_params) -> Tensor:
-        return super().infer(views.flatten(0, 1), **fit_params).unflatten(0, views.shape[:2]).sum(1)
+    def _features(self, x, labels: Tensor | None) -> Iterable[Tensor]:
+        """Return features of shape (part * v, n_params), of consecutive rows, for v labels of shape (n, v), or all."""
+        if not isinstance(x, GradientArray):
+            views = torch.as_tensor(x, dtype=self._dtype).unflatten(1, (self.n_labels_, -1))
+            views = views if labels is None else views[torch.arange(len(views)).unsqueeze(1), labels]
+            return [views.flatten(0, 1)]
+        if labels is not None:
+            x, labels = x[np.arange(len(x)).repeat(labels.shape[1])], labels.flatten()
+        if self.module_.training:
+            return [x.view(labels).flatten(0, -2).to(self._dtype)]
+        return (part.flatten(0, 1).to(self._dtype) for part in x.parts(labels))
 
     def get_loss(self, y_pred, y_true, X=None, training=False):
         """Return the mean loss of a batch and, in training, the penalty.
@@ -300,17 +459,34 @@ class GradNetClassifier(NetClassifier):
             The loss.
         """
         if not training:
-            return super().get_loss(y_pred / self.n_labels_, y_true, X, training)
-        loss = super().get_loss(y_pred, y_true, X, training)
+            return super().get_loss(y_pred, y_true, X, training)
+        loss = self._smoothed_loss(y_pred, y_true, X) if self.label_smoothing else super().get_loss(y_pred, y_true, X)
         if self.regularization:
             weights = [p for p in self.module_.parameters() if p.ndim > 1]
-            loss = loss + self.regularization / 2 * sum(w.square().sum() for w in weights)
+            penalty = (1 - self.l1_ratio) / 2 * sum(w.square().sum() for w in weights)
+            if self.l1_ratio:
+                penalty = penalty + self.l1_ratio * sum(w.abs().sum() for w in weights)
+            loss = loss + self.regularization * penalty
         return loss
 
+    def _smoothed_loss(self, y_pred: Tensor, y_true: Tensor, X) -> Tensor:
+        criterion = self.criterion_
+        if not hasattr(criterion, "label_smoothing"):
+            raise ValueError(f"label_smoothing={self.label_smoothing} needs CrossEntropyLoss, not {criterion}.")
+        before, criterion.label_smoothing = criterion.label_smoothing, self.label_smoothing
+        try:
+            return super().get_loss(y_pred, y_true, X)
+        finally:
+            criterion.label_smoothing = before
+
     def _get_predict_nonlinearity(self):
-        # The net is trained on single views: the mean over views, not their sum, is a logit of the trained size.
-        nonlinearity = super()._get_predict_nonlinearity()
-        return lambda logits: nonlinearity(logits / self.n_labels_)
+        nonlinearity, temperature = super()._get_predict_nonlinearity(), getattr(self, "temperature_", 1.0)
+        return lambda logits: nonlinearity(logits / temperature)
+
+
+def _two_logits(outputs: Tensor) -> Tensor:
+    """Return logits, one for each label: a single logit z stands for (0, z)."""
+    return outputs if outputs.shape[1] > 1 else nn.functional.pad(outputs, (1, 0))
 
 
 def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:

@@ -221,6 +221,21 @@ def test_densifying_beyond_the_memory_that_is_free(monkeypatch, output):
         ({"n_labels": 5}, "n_labels=5 must be a positive integer that divides the 6 columns"),
         ({"n_labels": 2, "blocks": [2, 2]}, "blocks add up to 4 features, but there are 3"),
         ({"not_a_parameter": 1}, "not_a_parameter"),
+        ({"views": 2}, "views=2 is neither 'random', 'all' nor a number from 1 to the 1 labels"),
+        ({"views": 4, "n_labels": 3}, "views=4 is neither .* from 1 to the 3 labels"),
+        ({"views": 0}, "views=0 is neither"),
+        ({"views": "some"}, "views='some' is neither"),
+        ({"views": [1]}, r"views=\[1\] is neither"),
+        ({"l1_ratio": 1.5}, "l1_ratio == 1.5, must be <= 1"),
+        ({"l1_ratio": -0.1}, "l1_ratio == -0.1, must be >= 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing == 1.0, must be < 1"),
+        ({"label_smoothing": -0.1}, "label_smoothing == -0.1, must be >= 0"),
+        ({"label_smoothing": 0.1, "criterion": nn.MultiMarginLoss}, "label_smoothing=0.1 needs CrossEntropyLoss"),
+        ({"schedule": "linear"}, "schedule='linear' is neither None nor 'cosine'"),
+        ({"early_stopping": True, "validation_fraction": 1.0}, "validation_fraction == 1.0, must be < 1"),
+        ({"early_stopping": True, "n_iter_no_change": 0}, "n_iter_no_change == 0, must be >= 1"),
+        ({"early_stopping": True, "validation_fraction": 0.1}, r"cannot hold out validation_fraction=0.1 of 12 rows"),
+        ({"base_logits": True}, "base_logits=True needs .* GradientArray .* not a ndarray"),
     ],
 )
 def test_gradnet_parameters(parameters, message):
@@ -239,6 +254,15 @@ def test_gradnet_knows_the_blocks_it_was_fitted_to():
     same_width = GradientFeaturizer(MLP(6, 3, (5,)), layers=["layers.3.weight", "layers.1.weight"]).fit_transform(X)
     assert same_width.blocks == lazy.blocks == classifier.blocks_
     assert all(isinstance(block, Block) for block in classifier.blocks_)
+
+
+def test_base_logits_need_a_class_for_each_output():
+    lazy = GradientFeaturizer(MLP(6, 3)).fit_transform(X)
+    with pytest.raises(ValueError, match=r"the base net's 3 logits to those of 2 classes"):
+        GradNetClassifier(base_logits=True).fit(lazy, y % 2)
+    classifier = GradNetClassifier(base_logits=True, classes=[0, 1, 2], max_epochs=1).fit(lazy, y % 2)
+    with pytest.raises(TypeError, match="base_logits=True needs"):
+        classifier.predict(lazy.toarray())
 
 
 @pytest.mark.parametrize(

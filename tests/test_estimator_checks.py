@@ -15,6 +15,7 @@ from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
         GradientFeaturizer(scale="layer", batch_size=3),
         GradNetClassifier(),
         GradNetClassifier(activation="square", structure="full", regularization=1e-4),
+        GradNetClassifier(views="all", schedule="cosine", regularization=1e-4, l1_ratio=0.5, label_smoothing=0.01),
     ]
 )
 def test_check(estimator, check):

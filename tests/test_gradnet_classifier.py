@@ -9,12 +9,16 @@ import torch
 from asserts import assert_close, random_state_untouched
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
-from skorch.callbacks import EpochScoring, LRScheduler
+from skorch.callbacks import Callback, EpochScoring, LRScheduler
 from skorch.dataset import ValidSplit
 from torch import nn
+from torch.utils.data import Subset
 
 from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+from sklearn_gradspace.gradients import GradientArray
 from sklearn_gradspace.modules import MLP
 
 K, P, N = 3, 20, 60
@@ -30,27 +34,36 @@ def data():
 
 @pytest.fixture(scope="module")
 def lazy(data):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = MLP(8, K, (5,)).double()
-    return GradientFeaturizer(net).fit_transform(data[0])
+    return GradientFeaturizer(net_of(K)).fit_transform(data[0])
 
 
 def test_it_is_a_skorch_classifier():
     assert isinstance(GradNetClassifier(), NeuralNetClassifier)
 
 
-def test_prediction_sums_the_outputs_over_all_views(data, lazy):
+def net_of(n_outputs):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MLP(8, n_outputs, (5,)).double()
+
+
+def mean_over_views(module, lazy, labels):
+    """Return the mean of a module's outputs over views of each row, `labels` of shape (n, v)."""
+    views = torch.from_numpy(lazy.toarray()).unflatten(1, (lazy.n_labels, -1))
+    rows = torch.arange(len(views))
+    return sum(module(views[rows, of_view]) for of_view in torch.as_tensor(labels).T) / labels.shape[1]
+
+
+def test_prediction_is_the_mean_of_the_outputs_over_all_views(data, lazy):
     classifier = GradNetClassifier(random_state=0, max_epochs=2).fit(lazy, data[1])
-    views = torch.from_numpy(lazy.toarray()).unflatten(1, (K, -1))
-    with torch.no_grad():
-        summed = sum(classifier.module_.eval()(views[:, k]) for k in range(K))
-    assert_close(classifier.forward(lazy), summed)
-    np.testing.assert_array_equal(classifier.predict(lazy), summed.argmax(1).numpy())
-    assert_close(classifier.predict_proba(lazy), (summed / K).softmax(1))
+    mean = mean_over_views(classifier.module_.eval(), lazy, np.tile(np.arange(K), (N, 1))).detach()
+    assert_close(classifier.forward(lazy), mean)
+    np.testing.assert_array_equal(classifier.predict(lazy), mean.argmax(1).numpy())
+    assert_close(classifier.predict_proba(lazy), mean.softmax(1))
 
 
-def test_training_shows_one_random_view_a_row(data):
+@pytest.mark.parametrize(("views", "v"), [("random", 1), (1, 1), (2, 2), (3, 3), ("all", 3)])
+def test_training_shows_random_views_of_each_row(data, views, v):
     """Columns name their row and their label, so that what the module sees can be read off."""
     X = np.add.outer(np.arange(N) * K, np.arange(K)).astype(float)
     seen = []
@@ -65,12 +78,86 @@ def test_training_shows_one_random_view_a_row(data):
                 seen.append(features.detach().clone())
             return self.linear(features)
 
-    GradNetClassifier(module=Spy(), n_labels=K, max_epochs=20, random_state=0, lr=1e-3).fit(X, data[1])
-    seen = torch.cat(seen).flatten().numpy().astype(int).reshape(20, N)
+    GradNetClassifier(module=Spy(), views=views, n_labels=K, max_epochs=20, random_state=0, lr=1e-3).fit(X, data[1])
+    seen = torch.cat(seen).flatten().numpy().astype(int).reshape(20, N * v)
     for epoch in seen:
-        np.testing.assert_array_equal(np.sort(epoch // K), np.arange(N))
+        np.testing.assert_array_equal(np.sort(epoch // K), np.repeat(np.arange(N), v))
+        assert len(set(epoch)) == N * v
     counts = np.bincount(seen.ravel() % K, minlength=K)
     assert (np.abs(counts - counts.sum() / K) < 4 * np.sqrt(counts.sum() / K)).all()
+
+
+def test_all_views_train_on_what_predicts(data, lazy):
+    """A step of gradient descent is one on the mean over views, by hand."""
+    options = {"views": "all", "optimizer": torch.optim.SGD, "lr": 0.1, "batch_size": -1, "random_state": 0}
+    start = GradNetClassifier(max_epochs=0, **options).fit(lazy, data[1]).module_
+    mean = mean_over_views(start, lazy, np.tile(np.arange(K), (N, 1)))
+    loss = nn.functional.cross_entropy(mean, torch.from_numpy(data[1]))
+    loss.backward()
+    stepped = GradNetClassifier(max_epochs=1, **options).fit(lazy, data[1])
+    assert stepped.history[-1]["train_loss"] == pytest.approx(loss.item(), rel=1e-12)
+    for before, after in zip(start.parameters(), stepped.module_.parameters()):
+        assert_close(after, before - 0.1 * before.grad)
+
+
+@pytest.mark.parametrize("views", ["all", 2])
+def test_views_of_lazy_and_dense_features_are_the_same(data, lazy, views):
+    dense, options = lazy.toarray(), {"views": views, "max_epochs": 3, "random_state": 0, "batch_size": 7}
+    of_lazy = GradNetClassifier(**options).fit(lazy, data[1])
+    of_dense = GradNetClassifier(n_labels=K, blocks=lazy.blocks, **options).fit(dense, data[1])
+    assert_close(of_lazy.predict_proba(lazy), of_dense.predict_proba(dense), 1e-6)
+
+
+def test_training_rows_are_augmented_and_others_are_not(data, lazy):
+    seen = []
+
+    def zeros(X, generator):
+        seen.append(len(X))
+        return 0 * X
+
+    options = {"views": "all", "base_logits": True, "lr": 0.0, "max_epochs": 1, "random_state": 0}
+    augmented, zero, plain = (
+        GradNetClassifier(train_split=ValidSplit(3, stratified=True), **options).fit(rows, data[1])
+        for rows in (
+            GradientArray(lazy.features, lazy.X, zeros),
+            GradientArray(lazy.features, 0 * lazy.X),
+            lazy,
+        )
+    )
+    assert sum(seen) == N * 2 // 3
+    assert augmented.history[-1]["train_loss"] == pytest.approx(zero.history[-1]["train_loss"])
+    assert augmented.history[-1]["valid_loss"] == pytest.approx(plain.history[-1]["valid_loss"])
+    assert_close(plain.predict_proba(GradientArray(lazy.features, lazy.X, zeros)), plain.predict_proba(lazy))
+
+
+def test_augmentation_derives_from_the_random_state(data, lazy):
+    def scaled(X, generator):
+        return X * generator.uniform(0.5, 2, size=(len(X), 1))
+
+    array = GradientArray(lazy.features, lazy.X, scaled)
+    options = {"lr": 0.0, "base_logits": True, "iterator_train__shuffle": False, "max_epochs": 2}
+    with random_state_untouched():
+        fits = [GradNetClassifier(random_state=seed, **options).fit(array, data[1]) for seed in (0, 0, 1)]
+    first, again, other = (fit.history[:, "train_loss"] for fit in fits)
+    assert first == again
+    assert len({*first, *other}) == 4  # a new draw in each epoch and for each seed
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+def test_with_base_logits_fitting_begins_at_the_base_net(data, n_outputs):
+    net, n_classes = net_of(n_outputs), max(n_outputs, 2)
+    lazy, y = GradientFeaturizer(net).fit_transform(data[0]), data[1] % n_classes
+    outputs = net(torch.from_numpy(data[0])).detach()
+    logits = outputs if n_outputs > 1 else torch.cat([torch.zeros(N, 1), outputs], 1)
+    options = {"base_logits": True, "batch_size": -1, "random_state": 0, "views": 2}
+    assert_close(GradNetClassifier(max_epochs=0, **options).fit(lazy, y).forward(lazy), logits)
+    trained = GradNetClassifier(max_epochs=30, **options).fit(lazy, y)
+    first = nn.functional.cross_entropy(logits, torch.from_numpy(y)).item()
+    assert trained.history[0]["train_loss"] == pytest.approx(first)
+    assert trained.history[-1]["train_loss"] < 0.8 * first
+    labels = np.tile(np.arange(n_classes), (N, 1))
+    mean = mean_over_views(trained.module_.eval(), lazy, labels).detach()
+    assert_close(trained.forward(lazy), logits + mean)
 
 
 def test_lazy_dense_and_sparse_features_train_the_same_net(data, lazy):
@@ -147,14 +234,124 @@ def test_weights_do_not_reach_the_validation_split(data, lazy):
     assert len(classifier.history[:, "valid_loss"]) == 2
 
 
-def test_the_penalty_is_half_lambda_times_the_squared_weights(data, lazy):
-    free, penalised = (
-        GradNetClassifier(regularization=value, max_epochs=1, batch_size=-1, random_state=0, lr=0.0).fit(lazy, data[1])
-        for value in (0.0, 0.3)
-    )
-    weights = [p for p in free.module_.parameters() if p.ndim > 1]
-    expected = 0.15 * sum(float((w.detach() ** 2).sum()) for w in weights)
-    assert_close(penalised.history[-1]["train_loss"] - free.history[-1]["train_loss"], np.array(expected), 1e-8)
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.4, 1.0])
+def test_the_penalty_is_that_of_the_elastic_net(data, lazy, l1_ratio):
+    options = {"l1_ratio": l1_ratio, "max_epochs": 1, "batch_size": -1, "random_state": 0, "lr": 0.0}
+    free, penalised = (GradNetClassifier(regularization=value, **options).fit(lazy, data[1]) for value in (0.0, 0.3))
+    weights = np.concatenate([p.detach().numpy().ravel() for p in free.module_.parameters() if p.ndim > 1])
+    expected = 0.3 * (l1_ratio * np.abs(weights).sum() + (1 - l1_ratio) / 2 * (weights**2).sum())
+    assert_close(penalised.history[-1]["train_loss"] - free.history[-1]["train_loss"], expected, 1e-8)
+
+
+@pytest.mark.parametrize("weight", [None, np.ones(N)])
+def test_labels_are_smoothed_in_training_alone(data, lazy, weight):
+    options = {"max_epochs": 1, "views": "all", "random_state": 0, "lr": 0.0, "batch_size": -1}
+    options["train_split"] = lambda dataset, y: (dataset, dataset)
+    classifier = GradNetClassifier(label_smoothing=0.2, **options).fit(lazy, data[1], sample_weight=weight)
+    logits, y = classifier.forward(lazy), torch.from_numpy(data[1])
+    smoothed, plain = (nn.functional.cross_entropy(logits, y, label_smoothing=share).item() for share in (0.2, 0.0))
+    assert classifier.history[-1]["train_loss"] == pytest.approx(smoothed)
+    assert classifier.history[-1]["valid_loss"] == pytest.approx(plain)
+    by_hand = GradNetClassifier(criterion__label_smoothing=0.2, **options).fit(lazy, data[1])
+    assert by_hand.history[-1]["valid_loss"] == pytest.approx(smoothed)
+
+
+@pytest.mark.parametrize(("max_epochs", "patience", "stops"), [(200, 3, True), (30, 1000, False)])
+def test_early_stopping_goes_back_to_the_best_epoch(data, lazy, max_epochs, patience, stops):
+    y = np.random.default_rng(0).permutation(data[1])  # nothing to learn, so that the loss soon rises
+    options = {"random_state": 0, "max_epochs": max_epochs, "n_iter_no_change": patience}
+    with random_state_untouched():
+        classifier = GradNetClassifier(early_stopping=True, validation_fraction=0.2, **options).fit(lazy, y)
+    losses = classifier.history[:, "valid_loss"]
+    assert (len(losses) < max_epochs) == stops
+    assert np.argmin(losses) < len(losses) - 1
+    if stops:
+        assert np.argmin(losses) == len(losses) - 1 - patience
+    best = GradNetClassifier(early_stopping=True, validation_fraction=0.2, **options)
+    best.set_params(max_epochs=int(np.argmin(losses)) + 1).fit(lazy, y)
+    for found, expected in zip(classifier.module_.parameters(), best.module_.parameters()):
+        assert_close(found, expected)
+
+
+def test_early_stopping_holds_out_rows_of_every_class_and_the_same_again(data, lazy):
+    held_out = []
+
+    class Held(Callback):
+        def on_epoch_end(self, net, dataset_train, dataset_valid, **kwargs):
+            held_out.append(dataset_valid.indices)
+            assert not set(dataset_train.indices) & set(dataset_valid.indices)
+
+    classifier = GradNetClassifier(early_stopping=True, validation_fraction=0.2, max_epochs=1, callbacks=[Held()])
+    classifier.set_params(random_state=0).fit(lazy, data[1]).partial_fit(lazy, data[1])
+    np.testing.assert_array_equal(np.bincount(data[1][held_out[0]]), [4, 4, 4])
+    np.testing.assert_array_equal(*held_out)
+    classifier.set_params(random_state=1).fit(lazy, data[1])
+    assert set(held_out[2]) != set(held_out[0])
+
+
+def test_callbacks_of_the_user_see_the_epoch_that_early_stopping_stops_at(data, lazy):
+    scoring = EpochScoring("accuracy", lower_is_better=False, name="score")
+    classifier = GradNetClassifier(early_stopping=True, n_iter_no_change=1, lr=0.0, callbacks=[scoring])
+    classifier.fit(lazy, data[1])
+    assert len(classifier.history[:, "score"]) == 2
+    classifier.set_params(callbacks__early_stopping__patience=3).fit(lazy, data[1])
+    assert len(classifier.history[:, "score"]) == 4
+
+
+def test_early_stopping_takes_a_split_of_the_user(data, lazy):
+    classifier = GradNetClassifier(early_stopping=True, train_split=ValidSplit(2, stratified=True), max_epochs=2)
+    classifier.fit(lazy, data[1])
+    assert classifier.history[-1, "batches", -1, "valid_batch_size"] == N // 2
+    assert "early_stopping" in dict(classifier.callbacks_)
+
+
+def test_schedule_and_early_stopping_can_be_searched_set_and_pickled(data, lazy):
+    grid = {"schedule": [None, "cosine"], "early_stopping": [False, True], "views": ["random", 2, "all"]}
+    search = GridSearchCV(GradNetClassifier(max_epochs=2, random_state=0), grid, cv=2, error_score="raise")
+    search.fit(lazy, data[1])
+    assert search.best_estimator_.get_params()["views"] == search.best_params_["views"]
+    classifier = GradNetClassifier(max_epochs=2, random_state=0).fit(lazy, data[1])
+    classifier.set_params(schedule="cosine", early_stopping=True).partial_fit(lazy, data[1])
+    assert {"schedule", "early_stopping"} <= set(dict(classifier.callbacks_))
+    twin = pickle.loads(pickle.dumps(classifier))
+    for each in (twin, classifier):
+        each.partial_fit(lazy, data[1])
+    np.testing.assert_array_equal(twin.predict_proba(lazy), classifier.predict_proba(lazy))
+    assert clone(classifier).get_params()["schedule"] == "cosine"
+
+
+@pytest.mark.parametrize("weight", [None, np.arange(N) % 4])
+def test_the_temperature_lowers_the_loss_of_the_rows_held_out(data, lazy, weight):
+    y = np.where(np.arange(N) % 7 < 2, (data[1] + 1) % K, data[1])  # labels that are wrong are learned by heart
+
+    def halves(dataset, y):
+        rows = np.arange(len(y))
+        return Subset(dataset, rows[::2]), Subset(dataset, rows[1::2])
+
+    classifier = GradNetClassifier(train_split=halves, max_epochs=200, random_state=0)
+    classifier.fit(lazy, y, sample_weight=weight)
+    rows = np.arange(N) if weight is None else np.flatnonzero(weight)
+    held_out = rows[1::2]
+    of_rows = None if weight is None else weight[held_out]
+    found = log_loss(y[held_out], classifier.predict_proba(lazy[held_out]), sample_weight=of_rows)
+    temperature, predicted = classifier.temperature_, classifier.predict(lazy)
+    assert 1.1 < temperature < 50
+    for other in (1.0, 0.99 * temperature, 1.01 * temperature):
+        classifier.temperature_ = other
+        assert found < log_loss(y[held_out], classifier.predict_proba(lazy[held_out]), sample_weight=of_rows)
+        np.testing.assert_array_equal(classifier.predict(lazy), predicted)
+    assert classifier.set_params(train_split=None).fit(lazy, y).temperature_ == 1
+
+
+def test_without_rows_held_out_the_temperature_is_one(data, lazy):
+    assert GradNetClassifier(max_epochs=1).fit(lazy, data[1]).temperature_ == 1
+    assert not hasattr(GradNetClassifier(), "temperature_")
+
+
+def test_no_epochs_with_everything_on(data, lazy):
+    options = {"early_stopping": True, "schedule": "cosine", "views": "all", "base_logits": True}
+    classifier = GradNetClassifier(max_epochs=0, **options).fit(lazy, data[1])
+    assert classifier.predict_proba(lazy).shape == (N, K)
 
 
 def test_auto_gives_every_layer_its_rate(data, lazy):

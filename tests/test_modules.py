@@ -23,6 +23,14 @@ def test_it_is_a_linear_layer_on_activated_groups(activation, function):
     assert_close(net(features), expected)
 
 
+def test_a_zero_output_layer_returns_zeros_and_learns():
+    net = GradNet([[slice(0, 4)]], 3, [5], zero_output=True)
+    outputs = net(torch.randn(7, 4))
+    assert (outputs == 0).all()
+    outputs[:, 0].sum().backward()
+    assert net.output.weight.grad[0].any()
+
+
 def test_sizes_of_the_authors_net():
     net = GradNetCNN()
     assert sum(p.numel() for name, p in net.named_parameters() if name.endswith("weight")) == 130240

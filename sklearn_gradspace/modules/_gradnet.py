@@ -32,6 +32,8 @@ class GradNet(nn.Module):
         "square" makes the net literally quadratic, ``sum_j a_j (w_j . g)^2``.
     dropout : float
         Probability with which a hidden unit is left out in training.
+    zero_output : bool
+        Whether the output layer begins at zero, so that the net returns zeros at first.
 
     References
     ----------
@@ -53,6 +55,7 @@ class GradNet(nn.Module):
         hidden_sizes: Sequence[int],
         activation: str | Callable[[Tensor], Tensor] = "relu",
         dropout: float = 0.0,
+        zero_output: bool = False,
     ) -> None:
         super().__init__()
         if not callable(activation) and (not isinstance(activation, str) or activation not in ACTIVATIONS):
@@ -68,6 +71,9 @@ class GradNet(nn.Module):
         for layer in self.hidden:
             nn.init.normal_(layer.weight, std=0.02)  # as the authors do
             nn.init.zeros_(layer.bias)
+        if zero_output:
+            for parameter in self.output.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits of shape (n, n_classes) for features of shape (n, n_features)."""
