@@ -10,22 +10,19 @@ import numpy as np
 import torch
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import validate_data
-from skorch.callbacks import EarlyStopping
-from skorch.dataset import ValidSplit
 from torch import Tensor, nn
 
-from ._calibration import fit_temperature
+from ._held_out import HeldOutMixin
 from ._net_classifier import NetClassifier, is_skorchs_own
 from ._rows import RowDataset, WeightedRows
-from ._schedule import CosineSchedule
 from ._structure import blocks_of_sizes, group_columns
-from .gradients import GradientArray
+from .gradients import FactoredFeatures, GradientArray
 from .modules import GradNet
 
 _AUTO_LR = 0.05
 
 
-class GradNetClassifier(NetClassifier):
+class GradNetClassifier(HeldOutMixin, NetClassifier):
     """Two-layer net with a block structure on gradient features.
 
     The gradients of a row for the candidate labels are views of it. The output for a row is the mean of GradNet's
@@ -186,25 +183,6 @@ class GradNetClassifier(NetClassifier):
             **kwargs,
         )
 
-    def _fit(self, *args):
-        self._held_out = None
-        try:
-            super()._fit(*args)
-            if self._held_out is not None and isinstance(self.criterion_, nn.CrossEntropyLoss):
-                self.temperature_ = self._temperature(self._held_out)
-        finally:
-            del self._held_out
-        return self
-
-    def _temperature(self, dataset) -> float:
-        """Return the temperature that suits the rows of `dataset`, which have weights where `fit` got some."""
-        logits, y, weight = [], [], []
-        for batch in self.get_iterator(dataset, training=False):
-            logits.append(self.evaluation_step(batch).cpu().numpy())
-            y.append(np.asarray(batch[1]))
-            weight.append(batch[0].weight if isinstance(batch[0], WeightedRows) else np.ones(len(y[-1])))
-        return fit_temperature(np.concatenate(logits), np.concatenate(y), np.concatenate(weight))
-
     def _validate(self, X, y, classes, reset):
         X, y = super()._validate(X, y, classes, reset)
         self._check_parameters()
@@ -225,12 +203,7 @@ class GradNetClassifier(NetClassifier):
         check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
         if self.lr != "auto":
             check_scalar(self.lr, "lr", Real, min_val=0)
-        if self.schedule not in (None, "cosine"):
-            raise ValueError(f"schedule={self.schedule!r} is neither None nor 'cosine'.")
-        if self.early_stopping:
-            fraction = self.validation_fraction
-            check_scalar(fraction, "validation_fraction", Real, min_val=0, max_val=1, include_boundaries="neither")
-            check_scalar(self.n_iter_no_change, "n_iter_no_change", Integral, min_val=1)
+        self._check_held_out()
         counted = isinstance(self.views, Integral) and 1 <= self.views <= self.n_labels_
         if not counted and not (isinstance(self.views, str) and self.views in ("random", "all")):
             raise ValueError(
@@ -298,50 +271,6 @@ class GradNetClassifier(NetClassifier):
             "zero_output": self.base_logits,
         }
 
-    def _yield_callbacks(self):
-        yield from super()._yield_callbacks()
-        if self.schedule is not None:
-            yield "schedule", CosineSchedule(), True
-        if self.early_stopping and self.max_epochs:  # without an epoch skorch finds no best one
-            # The last of all: where it stops, those after it would not see the epoch.
-            stopping = EarlyStopping(patience=self.n_iter_no_change, threshold=0, load_best=True)
-            yield "early_stopping", stopping, True
-
-    def get_split_datasets(self, X, y=None, **fit_params):
-        """Return the rows to train on and those held out.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            All rows.
-        y : array-like of shape (n_samples,)
-            Numbers of their classes.
-        **fit_params : dict
-            Passed on to `train_split`.
-
-        Returns
-        -------
-        dataset_train : Dataset
-            The rows to train on.
-        dataset_valid : Dataset or None
-            The rows held out.
-        """
-        dataset, split = self.get_dataset(X, y), self.train_split
-        if self.early_stopping and not split:
-            # The seed of the whole fit: the same rows are held out when training goes on.
-            split = ValidSplit(float(self.validation_fraction), stratified=True, random_state=torch.initial_seed())
-        try:
-            train, self._held_out = split(dataset, y, **fit_params) if split else (dataset, None)
-        except ValueError as error:
-            if self.train_split:
-                raise
-            raise ValueError(
-                f"early_stopping cannot hold out validation_fraction={self.validation_fraction} of {len(dataset)} rows "
-                f"of {len(self._labels)} classes: {error}"
-            ) from error
-        self.temperature_ = 1.0
-        return train, self._held_out
-
     def get_params_for_optimizer(self, prefix, named_parameters):
         """Return the arguments of the optimizer, with a learning rate for each layer where `lr` is "auto".
 
@@ -387,10 +316,7 @@ class GradNetClassifier(NetClassifier):
             # skorch would hand the word to the optimizer that is there.
             self.lr = params.pop("lr")
             self._initialize_optimizer(reason="Re-initializing optimizer because lr was set to 'auto'.")
-        super().set_params(**params)
-        if self.initialized_ and params.keys() & {"schedule", "early_stopping", "n_iter_no_change"}:
-            self._initialize_callbacks()
-        return self
+        return super().set_params(**params)
 
     def infer(self, x, **fit_params):
         """Apply the module to views of each row, and return the mean of its outputs.
@@ -415,10 +341,13 @@ class GradNetClassifier(NetClassifier):
             if isinstance(x, GradientArray) and x.augment is not None:
                 x = x.augmented(np.random.default_rng(torch.randint(2**62, ()).item()))
             labels = self._drawn_labels(len(x))
-        apply = super().infer
-        outputs = torch.cat([apply(features, **fit_params) for features in self._features(x, labels)])
+        outputs = torch.cat([self._apply(features, **fit_params) for features in self._features(x, labels)])
         logits = outputs.unflatten(0, (len(x), -1)).mean(1)
         return logits + _two_logits(x.outputs()).to(logits) if self.base_logits else logits
+
+    def _apply(self, features: Tensor | FactoredFeatures, **fit_params) -> Tensor:
+        factored = isinstance(features, FactoredFeatures)
+        return self.module_(features, **fit_params) if factored else super().infer(features, **fit_params)
 
     def _drawn_labels(self, n: int) -> Tensor | None:
         """Return different random labels for each of `n` rows, of shape (n, v), or None for all of them."""
@@ -427,14 +356,17 @@ class GradNetClassifier(NetClassifier):
             return None
         return torch.randint(self.n_labels_, (n, 1)) if v == 1 else torch.rand(n, self.n_labels_).argsort(1)[:, :v]
 
-    def _features(self, x, labels: Tensor | None) -> Iterable[Tensor]:
-        """Return features of shape (part * v, n_params), of consecutive rows, for v labels of shape (n, v), or all."""
+    def _features(self, x, labels: Tensor | None) -> Iterable[Tensor | FactoredFeatures]:
+        """Return features of shape (part * v, n_params), of consecutive rows, for labels of shape (n, v), or all."""
         if not isinstance(x, GradientArray):
             views = torch.as_tensor(x, dtype=self._dtype).unflatten(1, (self.n_labels_, -1))
             views = views if labels is None else views[torch.arange(len(views)).unsqueeze(1), labels]
             return [views.flatten(0, 1)]
         if labels is not None:
             x, labels = x[np.arange(len(x)).repeat(labels.shape[1])], labels.flatten()
+        factored = x.factored(labels) if isinstance(self.module_, GradNet) else None
+        if factored is not None:
+            return factored
         if self.module_.training:
             return [x.view(labels).flatten(0, -2).to(self._dtype)]
         return (part.flatten(0, 1).to(self._dtype) for part in x.parts(labels))
@@ -478,10 +410,6 @@ class GradNetClassifier(NetClassifier):
             return super().get_loss(y_pred, y_true, X)
         finally:
             criterion.label_smoothing = before
-
-    def _get_predict_nonlinearity(self):
-        nonlinearity, temperature = super()._get_predict_nonlinearity(), getattr(self, "temperature_", 1.0)
-        return lambda logits: nonlinearity(logits / temperature)
 
 
 def _two_logits(outputs: Tensor) -> Tensor:

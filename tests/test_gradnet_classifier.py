@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
-from sklearn_gradspace.gradients import GradientArray
+from sklearn_gradspace.gradients import SCALES, GradientArray
 from sklearn_gradspace.modules import MLP
 
 K, P, N = 3, 20, 60
@@ -35,6 +35,39 @@ def data():
 @pytest.fixture(scope="module")
 def lazy(data):
     return GradientFeaturizer(net_of(K)).fit_transform(data[0])
+
+
+class Mixed(nn.Module):
+    """A net with blocks that are outer products and others."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.hidden, self.head = nn.Conv1d(1, 2, 3), nn.Linear(12, 4), nn.Linear(4, K)
+
+    def forward(self, x):
+        return self.head(self.hidden(self.conv(x.unsqueeze(1)).tanh().flatten(1)).tanh())
+
+
+@pytest.mark.parametrize("net", [MLP(8, K, (6, 5)), Mixed()], ids=["mlp", "cnn"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("views", ["random", 2, "all"])
+@pytest.mark.parametrize("structure", ["layer", "adjacent", "full"])
+def test_the_factored_path_is_the_dense_one(data, net, scale, views, structure, monkeypatch):
+    featurizer = GradientFeaturizer(net.double(), percentile=100, power=None, scale=scale, layers="all", batch_size=16)
+    lazy = featurizer.fit_transform(data[0])
+    options = {"structure": structure, "views": views, "optimizer": torch.optim.SGD, "lr": 0.1, "random_state": 0}
+    fits, formed = [], []
+    view = GradientArray.view
+    monkeypatch.setattr(GradientArray, "view", lambda *args: formed.append(1) or view(*args))
+    for factored in (True, False):
+        if not factored:
+            assert bool(formed) == (scale not in ("layer", None))  # the factored path is taken by itself
+            monkeypatch.setattr(GradientArray, "factored", lambda *args: None)
+        fits.append(GradNetClassifier(batch_size=40, max_epochs=1, **options).fit(lazy, data[1]))
+        fits.append(fits[-1].forward(lazy))
+    for found, expected in zip(fits[0].module_.parameters(), fits[2].module_.parameters()):
+        assert_close(found, expected)
+    assert_close(fits[1], fits[3])
 
 
 def test_it_is_a_skorch_classifier():

@@ -5,6 +5,7 @@ from ._blocks import Block
 from ._check import GradientCheck, check_gradients
 from ._engine import DTYPES, GradientEngine
 from ._factored import FactoredGradients
+from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._outputs import SCALARS
 from ._passes import over_batches
@@ -20,6 +21,7 @@ __all__ = [
     "SELECTIONS",
     "Block",
     "EngineReport",
+    "FactoredFeatures",
     "FactoredGradients",
     "GradientArray",
     "GradientCheck",

@@ -11,6 +11,8 @@ from scipy import sparse
 from torch import Tensor
 
 from ._blocks import Block
+from ._factored import FactoredGradients
+from ._factored_features import FactoredFeatures, block_divisors
 from ._features import GradientFeatures
 from ._memory import require_memory
 from ._passes import over_batches
@@ -142,6 +144,15 @@ class GradientArray:
         features : Tensor of shape (part, n_labels, n_params), or (part, 1, n_params) for one label a row
         """
         return self.features.parts(self.X, labels)
+
+    def factored(self, labels: Tensor | None = None) -> Iterator[FactoredFeatures] | None:
+        """Return features of consecutive rows that are not formed, or None where they are not plain gradients."""
+        divisors, engine, step = block_divisors(self.features), self.features.engine, self.features.batch_size
+        if divisors is None or self.n_labels != engine.n_labels:
+            return None
+        batches = (slice(start, start + step) for start in range(0, len(self), step))
+        passes = (FactoredGradients(engine, self.X[b], None if labels is None else labels[b]) for b in batches)
+        return (FactoredFeatures(of_batch, engine.blocks, divisors) for of_batch in passes)
 
     def batches(self) -> Iterator["GradientArray"]:
         """Return the rows in consecutive parts that are computed at a time."""

@@ -10,19 +10,23 @@ from functools import wraps
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
+from ._blocks import Block
 from ._engine import GradientEngine
+from ._forward import ForwardPass
 from ._rules import outer_factors, write_gradients
 
 _PART_BYTES = 2**26  # gradients of a parameter that are formed at a time, at least one row of them
 
 
 def _computing(method: Callable) -> Callable:
-    """Compute products in the engine's precision."""
+    """Compute products in the engine's precision; they are differentiated where the caller is."""
 
     @wraps(method)
     def run(self, *args, **kwargs):
-        with self._engine.computing(), torch.no_grad():
+        differentiating = torch.is_grad_enabled()
+        with self._engine.computing(), torch.set_grad_enabled(differentiating):
             return method(self, *args, **kwargs)
 
     return run
@@ -50,7 +54,7 @@ class FactoredGradients:
             forward = engine.forward(X, labels)
         self._engine, self._forward = engine, forward
         self._rules = {rule.name: rule for rule in engine.rules_for(forward)}
-        self._factors = outer_factors(forward, self._rules.values())
+        self._factors = outer_factors(forward, self._rules.values(), engine.feature_dtype)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,8 +63,10 @@ class FactoredGradients:
 
     def dense(self, name: str) -> Tensor:
         """Return the gradients of one parameter, of shape (n, k, ``*parameter.shape``)."""
-        parts = [part.clone() for _, part in self._parts(name)]
-        return self._block(name).shaped(torch.cat(parts))
+        block = self._block(name)
+        place = self._empty((*self.shape[:2], block.size))
+        self._write(self._forward, block, place)
+        return block.shaped(place)
 
     @_computing
     def squared_norms(self) -> dict[str, Tensor]:
@@ -77,7 +83,7 @@ class FactoredGradients:
 
     @_computing
     def dot(self, directions: Mapping[str, Tensor]) -> Tensor:
-        """Return inner products with directions in parameter space, summed over parameters.
+        """Return inner products with directions in parameter space, summed over parameters, differentiable in these.
 
         Parameters
         ----------
@@ -99,10 +105,15 @@ class FactoredGradients:
             direction = direction.to(self._engine.device, self._engine.feature_dtype)
             if name in self._factors:
                 deltas, inputs = self._factors[name]
-                total = total + torch.einsum("nko,nho->nkh", deltas, torch.einsum("hoi,ni->nho", direction, inputs))
+                products = linear(inputs, direction.flatten(0, 1)).unflatten(1, (len(direction), -1))  # (n, h, o)
+                total = total + deltas @ products.transpose(1, 2)
+                continue
+            flat = direction.reshape(len(direction), -1)
+            if flat.requires_grad and torch.is_grad_enabled():  # the backward pass needs all of them
+                parts = [self.dense(name).reshape(*self.shape[:2], -1)]
             else:
-                flat = direction.reshape(len(direction), -1)
-                total = total + torch.cat([part @ flat.T for _, part in self._parts(name)])
+                parts = (part for _, part in self._parts(name))
+            total = total + torch.cat([part @ flat.T for part in parts])
         return total
 
     @_computing
@@ -126,7 +137,7 @@ class FactoredGradients:
                     product[rows, :, columns] = torch.einsum("nkp,mlp->nkml", part, of_other)
         return found
 
-    def _block(self, name: str):
+    def _block(self, name: str) -> Block:
         blocks = {block.name: block for block in self._engine.blocks}
         if name not in blocks:
             raise KeyError(f"{name!r} is none of the parameters {', '.join(blocks)}.")
@@ -141,9 +152,12 @@ class FactoredGradients:
             for start in range(0, n, step):
                 rows = slice(start, min(start + step, n))
                 part = place[: rows.stop - start]
-                with engine.computing():
-                    write_gradients(self._forward.rows(rows), [self._rules[name]], {name: block.shaped(part)})
+                self._write(self._forward.rows(rows), block, part)
                 yield rows, part
+
+    def _write(self, forward: ForwardPass, block: Block, out: Tensor) -> None:
+        with self._engine.computing():
+            write_gradients(forward, [self._rules[block.name]], {block.name: block.shaped(out)})
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=self._engine.feature_dtype, device=self._engine.device)

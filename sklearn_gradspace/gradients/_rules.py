@@ -111,15 +111,18 @@ def write_gradients(forward: ForwardPass, rules: Sequence[ParameterRule], out: G
             RULES[rule](forward, {r.name: out[r.name] for r in rules if r.rule == rule})
 
 
-def outer_factors(forward: ForwardPass, rules: Sequence[ParameterRule]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the factors, in single precision, of those gradients that are an outer product of two vectors."""
+def outer_factors(
+    forward: ForwardPass, rules: Sequence[ParameterRule], dtype: torch.dtype = torch.float32
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the factors, in `dtype`, of gradients that are an outer product of two vectors and no more precise."""
     factors = {}
     for name, layer in ((r.name, r.name.rpartition(".")[0]) for r in rules if r.rule == closed_form.__name__):
         calls = forward.calls.get(layer, [])
         if len(calls) == 1 and name.endswith("weight") and calls[0].arguments[0].ndim == 2:
             inputs, deltas = calls[0].arguments[0], calls[0].deltas[0]
-            if isinstance(forward.module.get_submodule(layer), nn.Linear) and inputs.dtype != torch.float64:
-                factors[name] = deltas.float(), inputs.float()
+            linear = isinstance(forward.module.get_submodule(layer), nn.Linear)
+            if linear and torch.promote_types(inputs.dtype, dtype) == dtype:
+                factors[name] = deltas.to(dtype), inputs.to(dtype)
     return factors
 
 

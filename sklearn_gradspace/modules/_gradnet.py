@@ -76,10 +76,17 @@ class GradNet(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits of shape (n, n_classes) for features of shape (n, n_features)."""
+        """Return logits of shape (n, n_classes) for features of shape (n, n_features).
+
+        In the place of a tensor anything will do that has its products, ``linear(columns, weight, bias)`` of shape
+        (n, h) for a list of slices, a weight of shape (h, number of columns) and a bias of shape (h,).
+        """
         activation = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
         hidden = []
         for group, layer in zip(self.groups, self.hidden):
-            parts = [features[:, columns] for columns in group]
-            hidden.append(activation(layer(parts[0] if len(parts) == 1 else torch.cat(parts, 1))))
+            if isinstance(features, Tensor):
+                parts = [features[:, columns] for columns in group]
+                hidden.append(activation(layer(parts[0] if len(parts) == 1 else torch.cat(parts, 1))))
+            else:
+                hidden.append(activation(features.linear(group, layer.weight, layer.bias)))
         return self.output(self.dropout(torch.cat(hidden, 1)))

@@ -167,6 +167,9 @@ def test_outer_factors_are_those_of_linear_layers_that_see_a_vector(name, device
         assert torch.equal(deltas.unsqueeze(3) * inputs[:, None, None], gradients[parameter])
 
 
-def test_outer_factors_are_of_single_precision(device):
+def test_outer_factors_are_of_single_precision_unless_more_is_asked_for(device):
     engine = BY_NAME["linear"].engine(device)
-    assert outer_factors(engine.forward(BY_NAME["linear"].X), engine.rules) == {}
+    forward = engine.forward(BY_NAME["linear"].X)
+    assert outer_factors(forward, engine.rules) == {}
+    ((deltas, inputs),) = outer_factors(forward, engine.rules, torch.float64).values()
+    assert deltas.dtype == inputs.dtype == torch.float64

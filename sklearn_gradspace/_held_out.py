@@ -1,0 +1,115 @@
+"""What a skorch classifier does beside its steps: schedule, rows held out, early stopping, calibration.
+
+`HeldOutMixin` stands to the left of a `NetClassifier` with the parameters schedule, early_stopping, validation_fraction
+and n_iter_no_change; `temperature_` leaves.
+"""
+
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils import check_scalar
+from skorch.callbacks import EarlyStopping
+from skorch.dataset import ValidSplit
+from torch import nn
+
+from ._calibration import fit_temperature
+from ._rows import WeightedRows
+from ._schedule import CosineSchedule
+
+
+class HeldOutMixin:
+    """Schedule, early stopping and calibration, by skorch's callbacks and splits."""
+
+    def _check_held_out(self) -> None:
+        if self.schedule not in (None, "cosine"):
+            raise ValueError(f"schedule={self.schedule!r} is neither None nor 'cosine'.")
+        if self.early_stopping:
+            fraction = self.validation_fraction
+            check_scalar(fraction, "validation_fraction", Real, min_val=0, max_val=1, include_boundaries="neither")
+            check_scalar(self.n_iter_no_change, "n_iter_no_change", Integral, min_val=1)
+
+    def set_params(self, **params):
+        """Set parameters of the net, its module, criterion, optimizer and callbacks.
+
+        Parameters
+        ----------
+        **params : dict
+            Names as :meth:`get_params` gives them.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
+        super().set_params(**params)
+        if self.initialized_ and params.keys() & {"schedule", "early_stopping", "n_iter_no_change"}:
+            self._initialize_callbacks()
+        return self
+
+    def _yield_callbacks(self):
+        yield from super()._yield_callbacks()
+        if self.schedule is not None:
+            yield "schedule", CosineSchedule(), True
+        if self.early_stopping and self.max_epochs:  # without an epoch skorch finds no best one
+            # The last of all: where it stops, those after it would not see the epoch.
+            stopping = EarlyStopping(patience=self.n_iter_no_change, threshold=0, load_best=True)
+            yield "early_stopping", stopping, True
+
+    def get_split_datasets(self, X, y=None, **fit_params):
+        """Return the rows to train on and those held out.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            All rows.
+        y : array-like of shape (n_samples,)
+            Numbers of their classes.
+        **fit_params : dict
+            Passed on to `train_split`.
+
+        Returns
+        -------
+        dataset_train : Dataset
+            The rows to train on.
+        dataset_valid : Dataset or None
+            The rows held out.
+        """
+        dataset, split = self.get_dataset(X, y), self.train_split
+        if self.early_stopping and not split:
+            # The seed of the whole fit: the same rows are held out when training goes on.
+            split = ValidSplit(float(self.validation_fraction), stratified=True, random_state=torch.initial_seed())
+        try:
+            train, self._held_out = split(dataset, y, **fit_params) if split else (dataset, None)
+        except ValueError as error:
+            if self.train_split:
+                raise
+            raise ValueError(
+                f"early_stopping cannot hold out validation_fraction={self.validation_fraction} of {len(dataset)} rows "
+                f"of {len(self._labels)} classes: {error}"
+            ) from error
+        self.temperature_ = 1.0
+        return train, self._held_out
+
+    def _fit(self, *args):
+        self._held_out = None
+        try:
+            super()._fit(*args)
+            if self._held_out is not None and isinstance(self.criterion_, nn.CrossEntropyLoss):
+                self.temperature_ = self._temperature(self._held_out)
+        finally:
+            del self._held_out
+        return self
+
+    def _temperature(self, dataset) -> float:
+        """Return the temperature that suits the rows of `dataset`, which have weights where `fit` got some."""
+        logits, y, weight = [], [], []
+        for batch in self.get_iterator(dataset, training=False):
+            logits.append(self.evaluation_step(batch).cpu().numpy())
+            y.append(np.asarray(batch[1]))
+            weight.append(batch[0].weight if isinstance(batch[0], WeightedRows) else np.ones(len(y[-1])))
+        return fit_temperature(np.concatenate(logits), np.concatenate(y), np.concatenate(weight))
+
+    def _get_predict_nonlinearity(self):
+        nonlinearity, temperature = super()._get_predict_nonlinearity(), getattr(self, "temperature_", 1.0)
+        return lambda logits: nonlinearity(logits / temperature)

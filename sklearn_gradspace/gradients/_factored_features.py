@@ -1,0 +1,66 @@
+"""Features that are not formed, where they are gradients times a number for each block: their products with weights.
+
+Gradients in factored form enter; what enters the hidden units of GradNet leaves.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._blocks import Block
+from ._factored import FactoredGradients
+from ._features import GradientFeatures
+from ._scaling import Scaler
+
+
+class FactoredFeatures:
+    """Features of shape (n * k, n_params), gradients that are divided by a number for each block.
+
+    Parameters
+    ----------
+    gradients : FactoredGradients
+        Of shape (n, k, n_params).
+    blocks : sequence of Block
+    divisors : sequence of float or of Tensor of shape ()
+        What the gradients of each block are divided by.
+    """
+
+    def __init__(self, gradients: FactoredGradients, blocks: Sequence[Block], divisors: Sequence) -> None:
+        self._gradients = gradients
+        self._by_start = {block.start: (block, divisor) for block, divisor in zip(blocks, divisors)}
+
+    def linear(self, columns: Sequence[slice], weight: Tensor, bias: Tensor) -> Tensor:
+        """Return ``features[:, columns] @ weight.T + bias``, differentiable in weight and bias.
+
+        Parameters
+        ----------
+        columns : sequence of slice
+            The columns of some blocks.
+        weight : Tensor of shape (h, number of columns)
+        bias : Tensor of shape (h,)
+
+        Returns
+        -------
+        Tensor of shape (n * k, h)
+        """
+        total, chosen = bias, [self._by_start[of_block.start] for of_block in columns]
+        for (block, divisor), part in zip(chosen, weight.split([block.size for block, _ in chosen], 1)):
+            product = self._gradients.dot({block.name: block.shaped(part)}) / divisor
+            total = total + product.flatten(0, 1).to(weight)
+        return total
+
+
+def block_divisors(features: GradientFeatures) -> list | None:
+    """Return what the gradients of each block are divided by, or None where `features` are more than such quotients."""
+    scaler, blocks = features.scaler, features.engine.blocks
+    if features.percentile != 100 or features.power not in (None, 1) or features.blocks != blocks:
+        return None
+    if scaler is None:
+        return [1.0] * len(blocks)
+    if type(scaler) is not Scaler or scaler.offset is not None:
+        return None
+    lowest, highest = (
+        torch.stack(of_blocks) for of_blocks in zip(*(scaler.divisor[b.slice].aminmax() for b in blocks))
+    )
+    return list(lowest) if torch.equal(lowest, highest) else None
