@@ -1,8 +1,10 @@
 """Gradient space and equivalent-class space of trained nets, as scikit-learn estimators."""
 
 from ._featurizer import GradientFeaturizer
+from ._gradient_kernel import GradientKernel
+from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
 from .gradients import check_gradients
 
-__all__ = ["GradNetClassifier", "GradientFeaturizer", "check_gradients"]
+__all__ = ["GradNetClassifier", "GradientFeaturizer", "GradientKernel", "GradientKernelClassifier", "check_gradients"]
 __version__ = "0.1.0"

@@ -3,17 +3,52 @@
 A parameter `net` and training data enter; a trained module leaves.
 """
 
+import copy
 from math import prod
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
-from torch import nn
+from torch import Tensor, nn
 
 from ._net_classifier import NetClassifier
+from .gradients import packed
 from .modules import MLP
+
+
+class BaseNetMixin:
+    """Clones, pickles and tags of an estimator with a parameter `net`; to the left of scikit-learn's classes."""
+
+    def __sklearn_clone__(self):
+        # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.
+        params = self.get_params(deep=False)
+        net = params.pop("net")
+        shared = net if trained_module(net) is not None else clone(net, safe=False)
+        twin = type(self)(net=shared, **{name: clone(value, safe=False) for name, value in params.items()})
+        for name in ("_metadata_request", "_sklearn_output_config"):
+            if hasattr(self, name):
+                setattr(twin, name, copy.deepcopy(getattr(self, name)))
+        return twin
+
+    def __getstate__(self) -> dict:
+        # Of a skorch net the module travels alone; what trained it is not needed, and would not be hashed alike.
+        state = super().__getstate__()
+        modules = {name: trained_module(value) for name, value in state.items()}
+        return state | {name: packed(module) for name, module in modules.items() if module is not None}
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = tags.target_tags.required or trained_module(self.net) is None
+        tags.input_tags.three_d_array = True
+        return tags
+
+
+def as_array(X):
+    """Return a tensor as an array, and anything else as it is."""
+    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
 
 
 def trained_module(net) -> nn.Module | None:

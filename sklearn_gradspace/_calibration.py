@@ -10,7 +10,9 @@ from scipy.special import log_softmax
 _BOUNDS = 0.1, 100.0  # where all held-out rows are right, less is always better
 
 
-def fit_temperature(logits: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> float:
+def fit_temperature(
+    logits: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, bounds: tuple[float, float] = _BOUNDS
+) -> float:
     """Return the temperature T > 0 that minimizes the cross-entropy of ``logits / T``.
 
     Parameters
@@ -20,6 +22,8 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray, weight: np.ndarray | None
         Numbers of the classes.
     weight : ndarray of shape (n,), optional
         Weights of the rows.
+    bounds : tuple of float
+        Lowest and highest temperature.
     """
     logits = logits.astype(np.float64)
 
@@ -28,4 +32,4 @@ def fit_temperature(logits: np.ndarray, y: np.ndarray, weight: np.ndarray | None
         return -np.average(log_proba[np.arange(len(y)), y], weights=weight)
 
     # Convex in 1 / T: there is one minimum.
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(_BOUNDS), method="bounded", options={"xatol": 1e-8}).x))
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(bounds), method="bounded", options={"xatol": 1e-8}).x))

@@ -16,7 +16,7 @@ from ._held_out import HeldOutMixin
 from ._net_classifier import NetClassifier, is_skorchs_own
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
-from .gradients import FactoredFeatures, GradientArray
+from .gradients import FactoredFeatures, GradientArray, two_logits
 from .modules import GradNet
 
 _AUTO_LR = 0.05
@@ -187,7 +187,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         X, y = super()._validate(X, y, classes, reset)
         self._check_parameters()
         if self.base_logits:
-            n_outputs = _two_logits(X[:1].outputs()).shape[1]
+            n_outputs = two_logits(X[:1].outputs()).shape[1]
             if n_outputs != len(self._labels):
                 raise ValueError(
                     f"base_logits=True adds the base net's {n_outputs} logits to those of {len(self._labels)} classes: "
@@ -343,7 +343,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             labels = self._drawn_labels(len(x))
         outputs = torch.cat([self._apply(features, **fit_params) for features in self._features(x, labels)])
         logits = outputs.unflatten(0, (len(x), -1)).mean(1)
-        return logits + _two_logits(x.outputs()).to(logits) if self.base_logits else logits
+        return logits + two_logits(x.outputs()).to(logits) if self.base_logits else logits
 
     def _apply(self, features: Tensor | FactoredFeatures, **fit_params) -> Tensor:
         factored = isinstance(features, FactoredFeatures)
@@ -410,11 +410,6 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             return super().get_loss(y_pred, y_true, X)
         finally:
             criterion.label_smoothing = before
-
-
-def _two_logits(outputs: Tensor) -> Tensor:
-    """Return logits, one for each label: a single logit z stands for (0, z)."""
-    return outputs if outputs.shape[1] > 1 else nn.functional.pad(outputs, (1, 0))
 
 
 def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:

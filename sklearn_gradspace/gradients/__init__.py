@@ -7,8 +7,11 @@ from ._engine import DTYPES, GradientEngine
 from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
-from ._outputs import SCALARS
+from ._gram import GradientGram
+from ._memory import free_bytes, require_memory
+from ._outputs import SCALARS, two_logits
 from ._passes import over_batches
+from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
 from ._selection import SELECTIONS
@@ -27,11 +30,17 @@ __all__ = [
     "GradientCheck",
     "GradientEngine",
     "GradientFeatures",
+    "GradientGram",
+    "KernelRidge",
+    "NotPositiveDefiniteError",
     "ParameterRule",
     "ScaleStatistics",
     "Scaler",
     "check_gradients",
+    "free_bytes",
     "over_batches",
     "packed",
+    "require_memory",
     "shared_copy",
+    "two_logits",
 ]

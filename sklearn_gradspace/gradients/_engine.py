@@ -134,10 +134,9 @@ class GradientEngine:
         """The precision of the gradients: the net's, but at least float32."""
         return torch.promote_types(self.dtype, torch.float32)
 
-    @torch.no_grad()
     def outputs(self, X: np.ndarray) -> Tensor:
         """Return the net's output of shape (n, n_outputs) for the rows `X`."""
-        with self.computing():
+        with self.computing(), torch.no_grad():
             return check_finite(self.apply(self.module, self.inputs(X)))
 
     def __call__(

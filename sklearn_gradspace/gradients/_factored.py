@@ -43,6 +43,11 @@ class FactoredGradients:
     labels : Tensor of shape (n,), optional
         The number of one scalar for each row; by default all.
 
+    Attributes
+    ----------
+    factors : dict of str to (Tensor of shape (n, k, n_out), Tensor of shape (n, n_in))
+        Those gradients that are the outer product of two vectors.
+
     Notes
     -----
     The gradient of a linear layer that sees a vector is ``delta a^T``: its norms and products are those of the factors.
@@ -54,7 +59,12 @@ class FactoredGradients:
             forward = engine.forward(X, labels)
         self._engine, self._forward = engine, forward
         self._rules = {rule.name: rule for rule in engine.rules_for(forward)}
-        self._factors = outer_factors(forward, self._rules.values(), engine.feature_dtype)
+        self.factors = outer_factors(forward, self._rules.values(), engine.feature_dtype)
+
+    @property
+    def outputs(self) -> Tensor:
+        """What the net says of the rows, of shape (n, n_outputs)."""
+        return self._forward.outputs.detach()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -73,11 +83,11 @@ class FactoredGradients:
         """Return for each parameter the squared norms of its gradients, of shape (n, k)."""
         found = {}
         for block in self._engine.blocks:
-            if block.name in self._factors:
-                deltas, inputs = self._factors[block.name]
+            if block.name in self.factors:
+                deltas, inputs = self.factors[block.name]
                 found[block.name] = deltas.square().sum(2) * inputs.square().sum(1, keepdim=True)
             else:
-                norms = [torch.linalg.vector_norm(part, dim=2) for _, part in self._parts(block.name)]
+                norms = [torch.linalg.vector_norm(part, dim=2) for _, part in self.parts(block.name)]
                 found[block.name] = torch.cat(norms).square()
         return found
 
@@ -103,8 +113,8 @@ class FactoredGradients:
                     f"{', '.join(map(str, shape))})."
                 )
             direction = direction.to(self._engine.device, self._engine.feature_dtype)
-            if name in self._factors:
-                deltas, inputs = self._factors[name]
+            if name in self.factors:
+                deltas, inputs = self.factors[name]
                 products = linear(inputs, direction.flatten(0, 1)).unflatten(1, (len(direction), -1))  # (n, h, o)
                 total = total + deltas @ products.transpose(1, 2)
                 continue
@@ -112,7 +122,7 @@ class FactoredGradients:
             if flat.requires_grad and torch.is_grad_enabled():  # the backward pass needs all of them
                 parts = [self.dense(name).reshape(*self.shape[:2], -1)]
             else:
-                parts = (part for _, part in self._parts(name))
+                parts = (part for _, part in self.parts(name))
             total = total + torch.cat([part @ flat.T for part in parts])
         return total
 
@@ -126,14 +136,14 @@ class FactoredGradients:
         """
         found = {}
         for block in self._engine.blocks:
-            mine, theirs = self._factors.get(block.name), other._factors.get(block.name)
+            mine, theirs = self.factors.get(block.name), other.factors.get(block.name)
             if mine and theirs:
                 of_deltas = torch.einsum("nko,mlo->nkml", mine[0], theirs[0])
                 found[block.name] = of_deltas * (mine[1] @ theirs[1].T)[:, None, :, None]
                 continue
             product = found[block.name] = self._empty((*self.shape[:2], *other.shape[:2]))
-            for rows, part in self._parts(block.name):
-                for columns, of_other in other._parts(block.name):
+            for rows, part in self.parts(block.name):
+                for columns, of_other in other.parts(block.name):
                     product[rows, :, columns] = torch.einsum("nkp,mlp->nkml", part, of_other)
         return found
 
@@ -143,7 +153,7 @@ class FactoredGradients:
             raise KeyError(f"{name!r} is none of the parameters {', '.join(blocks)}.")
         return blocks[name]
 
-    def _parts(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+    def parts(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Yield gradients of one parameter, of shape (part, k, size), each valid until the next is asked for."""
         block, (n, k, _) = self._block(name), self.shape
         step = min(n, max(1, _PART_BYTES // (k * block.size * self._engine.feature_dtype.itemsize)))

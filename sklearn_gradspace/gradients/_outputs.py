@@ -6,7 +6,7 @@ Whatever a net returns enters; it leaves as a checked table of outputs, or as th
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Scalar = str | Callable[[Tensor], Tensor]
 
@@ -34,6 +34,11 @@ def check_finite(outputs: Tensor) -> Tensor:
         rows = (~finite.all(1)).nonzero().flatten().tolist()
         raise ValueError(f"net returns NaN or infinity for rows {rows[:10]} of the batch: its gradients mean nothing.")
     return outputs
+
+
+def two_logits(outputs: Tensor) -> Tensor:
+    """Return logits, one for each label: a single logit z stands for (0, z)."""
+    return outputs if outputs.shape[1] > 1 else nn.functional.pad(outputs, (1, 0))
 
 
 def cotangents(scalar: Scalar, outputs: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -122,7 +122,7 @@ def outer_factors(
             inputs, deltas = calls[0].arguments[0], calls[0].deltas[0]
             linear = isinstance(forward.module.get_submodule(layer), nn.Linear)
             if linear and torch.promote_types(inputs.dtype, dtype) == dtype:
-                factors[name] = deltas.to(dtype), inputs.to(dtype)
+                factors[name] = deltas.detach().to(dtype), inputs.detach().to(dtype)
     return factors
 
 

@@ -1,0 +1,227 @@
+"""The gradient kernel: inner products of per-sample gradients, layer by layer, without all gradients at once.
+
+Two sets of rows enter; the matrix of their kernel leaves. Jacot, Gabriel and Hongler, arXiv:1806.07572, call it the
+empirical neural tangent kernel; that of the logits is the mean over them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ._engine import GradientEngine
+from ._factored import FactoredGradients
+
+Views = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+_CHUNK = 2**14  # columns whose products are summed in the precision of the factors
+_ROWS = 512  # of a pass through the net, at most
+
+
+class GradientTile:
+    """Gradients of n rows and k scalars, each parameter's in the form in which inner products are cheapest.
+
+    Parameters
+    ----------
+    gradients : dict of str to tuple of Tensor
+        For each parameter the factors of shape (n, k, n_out) and (n, n_in), where its gradients are outer products of
+        vectors, else the gradients themselves, of shape (n, k * size).
+    """
+
+    def __init__(self, gradients: dict[str, tuple[Tensor, ...]]) -> None:
+        self.gradients = gradients
+
+    def squared_norms(self) -> Tensor:
+        """Return for each parameter the sums over scalars of squared norms, of shape (n_blocks, n)."""
+        # Those of a row at a time: the squares of all of a tile would be another tile.
+        return torch.stack(
+            [
+                torch.stack(list(map(_square, tensors[0]))) * (_square_rows(tensors[1]) if tensors[1:] else 1)
+                for tensors in self.gradients.values()
+            ]
+        )
+
+    def inner(self, other: "GradientTile") -> Iterator[Tensor]:
+        """Yield for each parameter the sums over scalars of inner products, of shape (n, m)."""
+        for name, mine in self.gradients.items():
+            product, *more = (_product(a.flatten(1), b.flatten(1)) for a, b in zip(mine, other.gradients[name]))
+            yield product.mul_(more[0]) if more else product
+
+
+def _square(row: Tensor) -> Tensor:
+    return row.to(_summed(row.dtype)).square().sum()
+
+
+def _square_rows(rows: Tensor) -> Tensor:
+    return rows.square().sum(1)
+
+
+def _summed(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """Return `first @ second.T`, summed in single precision at least."""
+    if first.dtype == _summed(first.dtype):
+        return first @ second.T
+    total = torch.zeros(len(first), len(second), dtype=torch.float32, device=first.device)
+    for mine, theirs in zip(first.split(_CHUNK, 1), second.split(_CHUNK, 1)):
+        total += mine @ theirs.T
+    return total
+
+
+@dataclass(frozen=True)
+class GradientGram:
+    """The kernel of two sets of rows: ``(Σ_layers Σ_c ⟨g_c(x), g_c(x')⟩)^degree``, normalised or not.
+
+    Parameters
+    ----------
+    engine : GradientEngine
+    degree : int
+    normalize : bool or "layer"
+        True: a row's kernel with itself is 1. "layer": that holds of each parameter's kernel, whose mean is taken.
+    views : callable, optional
+        From rows to several versions of them, of the same shape, over which gradients and outputs are averaged.
+    dtype : torch.dtype, optional
+        Precision of the factors of inner products; by default the gradients'.
+    working_memory : int
+        Bytes of gradients held at a time.
+    verbose : int
+        Whether to show a progress bar.
+    """
+
+    engine: GradientEngine
+    degree: int = 2
+    normalize: bool | str = True
+    views: Views | None = None
+    dtype: torch.dtype | None = None
+    working_memory: int = 2**30
+    verbose: int = 0
+
+    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None) -> Tensor:
+        """Return the kernel of shape (n, m) of rows `X` with rows `Y`, by default with themselves."""
+        n, m = len(X), len(X if Y is None else Y)
+        kernel = torch.empty(n, m, dtype=self.engine.feature_dtype, device=self.engine.device)
+        for rows, columns, values in self._tiles(X, Y):
+            kernel[rows, columns] = values
+        return mirror_lower(kernel) if Y is None else kernel
+
+    def dot(self, X: np.ndarray, Y: np.ndarray, coefficients: Tensor) -> Tensor:
+        """Return ``kernel(X, Y) @ coefficients``, of shape (n, k), a tile of the kernel at a time."""
+        products = torch.zeros(len(X), coefficients.shape[1], dtype=coefficients.dtype, device=self.engine.device)
+        for rows, columns, values in self._tiles(X, Y):
+            products[rows] += values @ coefficients[columns]
+        return products
+
+    def _tiles(self, X: np.ndarray, Y: np.ndarray | None) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield tiles of the kernel; without `Y` those of its lower triangle.
+
+        Gradients are computed anew for each pair of tiles: that is cheap beside their inner products.
+        """
+        others = X if Y is None else Y
+        large, small = self._steps()
+        with tqdm(total=len(X), desc="kernel", disable=not self.verbose, unit="row") as bar:
+            for rows in _slices(len(X), large):
+                tile = self.tile(X[rows])
+                norms = tile.squared_norms()
+                for columns in _slices(rows.stop if Y is None else len(Y), small):
+                    other = self.tile(others[columns])
+                    yield rows, columns, self._kernel(tile, other, norms, other.squared_norms())
+                bar.update(rows.stop - rows.start)
+
+    def outputs(self, X: np.ndarray) -> Tensor:
+        """Return what the net says of rows, of shape (n, n_outputs), averaged over views."""
+        means = []
+        for rows in _slices(len(X), self._pass_rows):
+            views = self._views(X[rows])
+            means.append(sum(map(self.engine.outputs, views)) / len(views))
+        return torch.cat(means)
+
+    def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:
+        if self.views is None:
+            return [X]
+        views = [np.asarray(view, dtype=X.dtype) for view in self.views(X)]
+        wrong = [view.shape for view in views if view.shape != X.shape]
+        if wrong or not views:
+            raise ValueError(f"views must return arrays of shape {X.shape}, that of its rows; it returned {wrong}.")
+        return views
+
+    def _row_bytes(self, dtype: torch.dtype | None = None) -> int:
+        return self.engine.n_labels * self.engine.n_params * (dtype or self.engine.feature_dtype).itemsize
+
+    @property
+    def _pass_rows(self) -> int:
+        formed = max(1, int(self.working_memory // 8 // self._row_bytes()))
+        return min(_ROWS, formed, self.engine.affordable_rows(self.working_memory / 4))
+
+    def _steps(self) -> tuple[int, int]:
+        """Return the rows of a tile that stays, and of one that it meets."""
+        large = max(1, int(self.working_memory * 0.6 // self._row_bytes(self.dtype)))
+        return large, max(1, large // 4)
+
+    def tile(self, X: np.ndarray) -> GradientTile:
+        """Return the gradients of rows `X`, which have to fit into memory."""
+        whole = {}
+        for rows in _slices(len(X), self._pass_rows):
+            for name, tensors in self._pass(X[rows]).items():
+                if name not in whole:
+                    dtypes = [self.dtype or t.dtype for t in tensors]
+                    whole[name] = tuple(t.new_empty(len(X), *t.shape[1:], dtype=d) for t, d in zip(tensors, dtypes))
+                for place, tensor in zip(whole[name], tensors):
+                    place[rows] = tensor
+        return GradientTile(whole)
+
+    def _pass(self, X: np.ndarray) -> dict[str, tuple[Tensor, ...]]:
+        """Return the gradients of a few rows, averaged over views."""
+        found, views = {}, self._views(X)
+        for view in views:
+            gradients = FactoredGradients(self.engine, view)
+            n, k, _ = gradients.shape
+            for block in self.engine.blocks:
+                if len(views) == 1 and block.name in gradients.factors:
+                    found[block.name] = gradients.factors[block.name]
+                    continue
+                if block.name not in found:
+                    zeros = torch.zeros(n, k * block.size, dtype=self.engine.feature_dtype, device=self.engine.device)
+                    found[block.name] = (zeros,)
+                for rows, part in gradients.parts(block.name):
+                    found[block.name][0][rows].add_(part.flatten(1), alpha=1 / len(views))
+        return found
+
+    def _kernel(self, tile: GradientTile, other: GradientTile, norms: Tensor, other_norms: Tensor) -> Tensor:
+        """Return the kernel of two tiles, whose squared norms are of shape (n_blocks, n)."""
+        with self.engine.computing():
+            if self.normalize == "layer":
+                # A gradient of zero has a kernel of zero with all.
+                scales = [norm.clamp(min=_tiny(norm)).rsqrt() for norm in (norms, other_norms)]
+                products = zip(tile.inner(other), *scales)
+                total = sum(product.mul_(a[:, None]).mul_(b) for product, a, b in products) / len(norms)
+            else:
+                total = sum(tile.inner(other))
+                if self.normalize:
+                    a, b = (norm.sum(0).clamp(min=_tiny(norm)).rsqrt() for norm in (norms, other_norms))
+                    total = total.mul_(a[:, None]).mul_(b)
+                else:
+                    total = total / self.engine.n_labels
+            return total.pow_(self.degree)
+
+
+def _tiny(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).tiny
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def mirror_lower(matrix: Tensor, block: int = 1024) -> Tensor:
+    """Copy the lower triangle of a square matrix to its upper one, in place."""
+    for start in range(0, len(matrix), block):
+        rows = slice(start, start + block)
+        corner = matrix[rows, rows]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        matrix[rows, start + block :] = matrix[start + block :, rows].T
+    return matrix

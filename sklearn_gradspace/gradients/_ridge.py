@@ -1,0 +1,105 @@
+"""Kernel ridge regression in place: one matrix in memory, and its leave-one-out residuals in closed form.
+
+A kernel matrix, penalties and targets enter; coefficients and leave-one-out residuals leave.
+"""
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1024
+
+
+class NotPositiveDefiniteError(ValueError):
+    """A matrix is not positive definite to rounding."""
+
+
+class KernelRidge:
+    """Solutions of ``(K + penalty I) c = targets`` for several penalties.
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (n, n)
+        Symmetric. It is written over: while a solution is looked for its lower triangle holds a Cholesky factor, and
+        the upper one what it held before.
+    """
+
+    def __init__(self, kernel: Tensor) -> None:
+        self._matrix, self._diagonal = kernel, kernel.diagonal().clone()
+
+    def solve(self, penalty: float, targets: Tensor, leave_one_out: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Return coefficients, and what each row's target exceeds the prediction by that is made without the row.
+
+        The latter are ``c_i / (K + penalty I)^-1_ii``, the closed form of leave-one-out residuals.
+
+        Parameters
+        ----------
+        penalty : float
+        targets : Tensor of shape (n, k)
+        leave_one_out : bool
+
+        Returns
+        -------
+        coefficients, residuals : Tensor of shape (n, k)
+
+        Raises
+        ------
+        NotPositiveDefiniteError
+        """
+        self._restore(penalty)
+        _cholesky(self._matrix)
+        coefficients = _backward(self._matrix, _forward(self._matrix, targets.clone()))
+        if not leave_one_out:
+            return coefficients, None
+        return coefficients, coefficients / _inverse_diagonal(self._matrix)[:, None]
+
+    def _restore(self, penalty: float) -> None:
+        for start in range(0, len(self._matrix), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            corner = self._matrix[rows, rows]
+            corner.copy_(corner.triu(1) + corner.triu(1).T)
+            self._matrix[start + _BLOCK :, rows] = self._matrix[rows, start + _BLOCK :].T
+        self._matrix.diagonal().copy_(self._diagonal + penalty)
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+
+
+def _cholesky(matrix: Tensor) -> None:
+    """Write the Cholesky factor to the lower triangle; the upper one stays."""
+    for block in _blocks(len(matrix)):
+        column, corner = matrix[block.start :, block], matrix[block, block]
+        above = corner.triu(1)
+        column.sub_(matrix[block.start :, : block.start] @ matrix[block, : block.start].T)
+        factor, failed = torch.linalg.cholesky_ex(corner)  # of which the lower triangle is read
+        if failed:
+            raise NotPositiveDefiniteError
+        corner.copy_(factor + above)
+        below = matrix[block.stop :, block]
+        below.copy_(torch.linalg.solve_triangular(factor.T, below, upper=True, left=False))
+
+
+def _forward(factor: Tensor, columns: Tensor) -> Tensor:
+    """Return ``L^-1 columns``, in place."""
+    for block in _blocks(len(factor)):
+        columns[block] -= factor[block, : block.start] @ columns[: block.start]
+        columns[block] = torch.linalg.solve_triangular(factor[block, block], columns[block], upper=False)
+    return columns
+
+
+def _backward(factor: Tensor, columns: Tensor) -> Tensor:
+    """Return ``L^-T columns``, in place."""
+    for block in reversed(_blocks(len(factor))):
+        columns[block] -= factor[block.stop :, block].T @ columns[block.stop :]
+        columns[block] = torch.linalg.solve_triangular(factor[block, block].T, columns[block], upper=True)
+    return columns
+
+
+def _inverse_diagonal(factor: Tensor) -> Tensor:
+    """Return the diagonal of ``(L L^T)^-1``, the squared norms of the columns of ``L^-1``, a block at a time."""
+    found = []
+    for block in _blocks(len(factor)):
+        rest = factor[block.start :, block.start :]
+        unit = torch.eye(len(rest), block.stop - block.start, dtype=factor.dtype, device=factor.device)
+        found.append(_forward(rest, unit).square().sum(0))
+    return torch.cat(found)
