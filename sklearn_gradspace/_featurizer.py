@@ -5,6 +5,7 @@ sparse. Daróczy, Aleksziew and Benczúr, arXiv:1807.06630.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
 
@@ -80,6 +81,11 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
         Precision of the gradients; by default the net's. "bfloat16" and "tf32" are faster on CUDA devices, and inexact:
         `rounding_error_` says how much.
+    augment : callable, optional
+        ``augment(X, generator)`` takes an array of rows and a NumPy generator and returns other rows of the same shape.
+        The lazy array that `fit_transform` returns carries it, and GradNetClassifier then trains on views of augmented
+        rows, drawn anew each time. Nothing else is augmented: neither the statistics of `scale` nor what `transform`
+        returns.
     compile : bool, default=False
         Whether `torch.compile` makes one kernel of scaling and power: several times as fast once it is made, which
         takes seconds and, on a CPU, a C++ compiler.
@@ -147,6 +153,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         batch_size="auto",
         device=None,
         dtype=None,
+        augment=None,
         compile=False,
         n_jobs=None,
         random_state=None,
@@ -164,6 +171,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.augment = augment
         self.compile = compile
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -212,7 +220,27 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
                     engine.outputs(batch.X)  # names the rows
                 raise ValueError("gradients of net overflow: they are not finite although its outputs are.")
         self.features_ = replace(unscaled, scaler=scaler, power=self.power, compile=self.compile)
+        if self.augment is not None:
+            self._lazy(X[:4], self.augment).augmented(np.random.default_rng(0))  # so that what is wrong shows now
         return self
+
+    def fit_transform(self, X, y=None):
+        """Fit to samples and return their features, which in a lazy array are augmented when they are trained on.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples as the net takes them.
+        y : array-like of shape (n_samples,), optional
+            Class labels, as in `fit`.
+
+        Returns
+        -------
+        features : GradientArray, ndarray or csr_array of shape (n_samples, n_labels * n_params)
+            The features, as of `transform`.
+        """
+        features = self.fit(X, y).transform(X)
+        return features if self.augment is None else self._lazy(features.X, self.augment)
 
     def transform(self, X):
         """Return the gradient features of samples.
@@ -232,7 +260,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         X = validate_data(self, _as_array(X), dtype="numeric", allow_nd=True, reset=False)
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
-        array = GradientArray(self.features_, X)
+        array = self._lazy(X)
         if self.output == "dense":
             return array.toarray(self.n_jobs, self.verbose)
         if self.output == "csr":
@@ -306,6 +334,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             raise AttributeError(f"GradientFeaturizer has no attribute {name!r} before fit")
         return self.features_.engine
 
+    def _lazy(self, X: np.ndarray, augment: Callable | None = None) -> GradientArray:
+        return GradientArray(self.features_, X, augment)
+
     def _check_parameters(self) -> None:
         if not isinstance(self.percentile, Real) or not 0 < self.percentile <= 100:
             raise ValueError(
@@ -322,6 +353,13 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             raise ValueError(f"power={self.power!r} is neither a positive number nor None.")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, Integral) and self.batch_size > 0):
             raise ValueError(f"batch_size={self.batch_size!r} is neither a positive integer nor 'auto'.")
+        if self.augment is not None and not callable(self.augment):
+            raise TypeError(f"augment={self.augment!r} is neither None nor a function of rows and a NumPy generator.")
+        if self.augment is not None and self.output != "lazy":
+            raise ValueError(
+                f"augment needs output='lazy': with output={self.output!r} features are computed once. Leave augment "
+                "out, or transform augmented rows."
+            )
         check_device(self.device)
 
     def _check_labels(self, y, n_labels: int) -> None:

@@ -89,6 +89,14 @@ def test_nets(net, message):
         ({"layers": []}, ValueError, r"layers=\[\] is neither"),
         ({"layers": 3}, ValueError, r"layers=3 is neither"),
         ({"power": float("inf")}, ValueError, r"power=inf"),
+        ({"augment": "flip"}, TypeError, "augment='flip' is neither None nor a function"),
+        ({"augment": lambda X, generator: X, "output": "csr"}, ValueError, "augment needs output='lazy'"),
+        ({"augment": lambda X, generator: X, "output": "dense"}, ValueError, "augment needs output='lazy'"),
+        (
+            {"augment": lambda X, generator: X[:, :3]},
+            ValueError,
+            r"augment returned rows of shape \(4, 3\) for rows of",
+        ),
         ({"net": lambda X, y: None}, TypeError, r"must return a torch Module"),
     ],
 )

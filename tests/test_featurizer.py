@@ -250,6 +250,23 @@ def test_sampled_selection_says_how_wrong_it_is(X):
     assert 0 < sampled.selection_error_ < 0.02 and sampled.selection_error_ == pytest.approx(differ, abs=0.005)
 
 
+def jitter(X, generator):
+    return X + generator.normal(size=X.shape)
+
+
+def test_training_rows_carry_the_augmentation_and_nothing_else_does(net, X):
+    plain, augmenting = GradientFeaturizer(net).fit(X), GradientFeaturizer(net, augment=jitter)
+    train = augmenting.fit_transform(X)
+    assert train.augment is jitter and train[2:4].augment is jitter and augmenting.transform(X).augment is None
+    expected = plain.transform(X)
+    for same in (train, augmenting.transform(X), clone(augmenting).fit(X).transform(X)):
+        np.testing.assert_array_equal(same.toarray(), expected.toarray())
+    shaken = jitter(X, np.random.default_rng(3))
+    drawn = train.augmented(np.random.default_rng(3))
+    np.testing.assert_array_equal(drawn.toarray(), plain.transform(shaken).toarray())
+    assert pickle.loads(pickle.dumps(train)).augment is jitter
+
+
 SETTINGS = {
     "logit": {"scalar": "logit"},
     "function": {"scalar": sum_and_product},

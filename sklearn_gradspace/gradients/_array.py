@@ -111,7 +111,7 @@ class GradientArray:
         """Return the features of augmented rows, or the array itself where it has no augmentation."""
         if self.augment is None:
             return self
-        X = np.asarray(self.augment(self.X, generator), dtype=self.X.dtype)
+        X = np.asarray(self.augment(self.X.copy(), generator), dtype=self.X.dtype)  # it may write over what it gets
         if X.shape != self.X.shape:
             raise ValueError(f"augment returned rows of shape {X.shape} for rows of shape {self.X.shape}.")
         return GradientArray(self.features, X)
