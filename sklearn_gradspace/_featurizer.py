@@ -32,6 +32,7 @@ from .gradients import (
 )
 
 _OUTPUTS = ("lazy", "dense", "csr")
+_LABELS = ("all", "predicted")
 _ENOUGH_BYTES = 2**28  # gradients in a batch from which larger ones are no faster
 
 
@@ -67,6 +68,10 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         What is differentiated, once for each candidate label. "cross_entropy" and "log_probability" of the label, where
         a net with one output has its logit of the second of two labels. "logit": each output of the net, whatever it
         means, as for regression. A callable maps outputs of shape (n, n_outputs) to scalars of shape (n, n_labels).
+    labels : {"all", "predicted"}, default="all"
+        Candidate labels of a row. "predicted": only the one that the net itself predicts, that of its largest logit, or
+        label 1 where a single logit is positive. The columns are then those of one label, for models that know nothing
+        of views.
     net_output : callable, optional
         Picks the outputs from what the net returns, where that is a tuple or the like.
     selection : {"exact", "sampled"}, default="exact"
@@ -103,7 +108,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     features_ : GradientFeatures
         The map from rows to features.
     n_labels_ : int
-        Number of candidate labels, K.
+        Number of views of a row: of candidate labels, or 1 for that of the predicted one.
     blocks_ : tuple of Block
         Columns of each parameter within a candidate label.
     engine_report_ : tuple of ParameterRule
@@ -148,6 +153,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         layers="weights",
         output="lazy",
         scalar="cross_entropy",
+        labels="all",
         net_output=None,
         selection="exact",
         batch_size="auto",
@@ -166,6 +172,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self.layers = layers
         self.output = output
         self.scalar = scalar
+        self.labels = labels
         self.net_output = net_output
         self.selection = selection
         self.batch_size = batch_size
@@ -205,9 +212,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
         )
         self._check_labels(y, engine.n_labels)
-        batch_size = self._batch_size(engine)
-        unscaled = GradientFeatures(engine, self.percentile, batch_size=batch_size, selection=self.selection)
-        self.selection_error_ = unscaled.selection_error(X[: min(8, batch_size)])
+        unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels)
+        unscaled = replace(unscaled, batch_size=self._batch_size(unscaled))
+        self.selection_error_ = unscaled.selection_error(X[: min(8, unscaled.batch_size)])
         scaler = None
         if self.scale is not None:
             statistics = ScaleStatistics(self.scale, engine.blocks)
@@ -307,32 +314,33 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         entries = [
             f"{block.name}[{','.join(map(str, index))}]" for block in self.blocks_ for index in np.ndindex(block.shape)
         ]
-        return np.array([f"label{k} {entry}" for k in range(self.n_labels_) for entry in entries], dtype=object)
+        views = ["predicted"] if self.features_.labels == "predicted" else [f"label{k}" for k in range(self.n_labels_)]
+        return np.array([f"{view} {entry}" for view in views for entry in entries], dtype=object)
 
     @property
     def n_labels_(self):
-        """Number of candidate labels."""
-        return self._fitted_engine("n_labels_").n_labels
+        """Number of views of a row."""
+        return self._fitted_features("n_labels_").n_labels
 
     @property
     def blocks_(self):
         """Columns of each parameter within a candidate label."""
-        return self._fitted_engine("blocks_").blocks
+        return self._fitted_features("blocks_").blocks
 
     @property
     def engine_report_(self):
         """How each parameter's gradients are computed, and why so."""
-        return self._fitted_engine("engine_report_").rules
+        return self._fitted_features("engine_report_").engine.rules
 
     @property
     def rounding_error_(self):
         """Largest error of a parameter's gradients under an inexact dtype."""
-        return self._fitted_engine("rounding_error_").rounding_error
+        return self._fitted_features("rounding_error_").engine.rounding_error
 
-    def _fitted_engine(self, name: str) -> GradientEngine:
+    def _fitted_features(self, name: str) -> GradientFeatures:
         if not hasattr(self, "features_"):
             raise AttributeError(f"GradientFeaturizer has no attribute {name!r} before fit")
-        return self.features_.engine
+        return self.features_
 
     def _lazy(self, X: np.ndarray, augment: Callable | None = None) -> GradientArray:
         return GradientArray(self.features_, X, augment)
@@ -342,11 +350,23 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"percentile={self.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
             )
-        choices = {"scale": SCALES, "selection": SELECTIONS, "dtype": DTYPES, "scalar": SCALARS, "output": _OUTPUTS}
+        choices = {
+            "scale": SCALES,
+            "selection": SELECTIONS,
+            "dtype": DTYPES,
+            "scalar": SCALARS,
+            "output": _OUTPUTS,
+            "labels": _LABELS,
+        }
         for name, values in choices.items():
             value = getattr(self, name)
             if not (name == "scalar" and callable(value)) and value not in values:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
+        if self.labels == "predicted" and callable(self.scalar):
+            raise ValueError(
+                "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
+                "of a function belongs to the predicted label is not known."
+            )
         if self.net_output is not None and not callable(self.net_output):
             raise TypeError("net_output is neither None nor a function that takes what the net returns.")
         if self.power is not None and not (isinstance(self.power, Real) and 0 < self.power < np.inf):
@@ -376,12 +396,12 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
                 f"knows {n_labels} labels."
             )
 
-    def _batch_size(self, engine: GradientEngine) -> int:
+    def _batch_size(self, features: GradientFeatures) -> int:
         if self.batch_size != "auto":
             return int(self.batch_size)
         budget = get_config()["working_memory"] * 2**20
-        gradient_bytes = engine.n_labels * engine.n_params * engine.feature_dtype.itemsize
-        return int(np.clip(_ENOUGH_BYTES // gradient_bytes, 1, min(1024, engine.affordable_rows(budget))))
+        row_bytes = features.n_labels * features.n_features * features.engine.feature_dtype.itemsize
+        return int(np.clip(_ENOUGH_BYTES // row_bytes, 1, min(1024, features.affordable_rows(budget))))
 
     def __sklearn_clone__(self):
         # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.

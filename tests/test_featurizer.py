@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from sklearn_gradspace import GradientFeaturizer
+from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import GradientArray, GradientEngine
 from sklearn_gradspace.modules import MLP
@@ -248,6 +248,59 @@ def test_sampled_selection_says_how_wrong_it_is(X):
     assert exact.selection_error_ == 0
     # Scaling makes zeros of the entries at the minimum.
     assert 0 < sampled.selection_error_ < 0.02 and sampled.selection_error_ == pytest.approx(differ, abs=0.005)
+
+
+def predicted(net, X):
+    """Return the labels that a net predicts."""
+    return reference.probabilities(net, X).argmax(1)
+
+
+@pytest.mark.parametrize("name", ["mlp of two layers", "one logit", "two classes", "many classes"])
+@pytest.mark.parametrize("scalar", ["cross_entropy", "log_probability", "logit"])
+@pytest.mark.parametrize("scale", [None, "minmax"])
+def test_the_predicted_view_is_that_of_the_predicted_label(name, scalar, scale):
+    case = BY_NAME[name]
+    net, X = case.net(), np.concatenate([case.X, -case.X, case.X + 1])
+    with torch.no_grad():
+        net[-1].bias -= net(torch.tensor(X)).mean(0)  # so that not all rows have one label
+    options = {"scalar": scalar, "layers": "all", "scale": scale, "batch_size": 2}
+    featurizer = GradientFeaturizer(net, labels="predicted", output="dense", **options)
+    sizes = [parameter.numel() for parameter in net.parameters()]
+    selected = reference.select(reference.gradients(net, X, scalar), sizes, 15)
+    labels = predicted(net, X) if selected.shape[1] > 1 else np.zeros(len(X), int)
+    assert selected.shape[1] == 1 or len(set(labels)) > 1
+    views = selected[np.arange(len(X)), labels]
+    expected = reference.power_norm(views if scale is None else reference.scale(views, views, scale, sizes), 0.5)
+    assert_close(featurizer.fit_transform(X), expected, 1e-7)
+    assert featurizer.n_labels_ == 1
+
+
+def test_representations_of_the_predicted_view_hold_the_same_numbers(net, X):
+    lazy, dense, csr = (
+        GradientFeaturizer(net, labels="predicted", output=output).fit_transform(X)
+        for output in ("lazy", "dense", "csr")
+    )
+    assert lazy.shape == dense.shape == csr.shape == (12, sum(SIZES)) and lazy.n_labels == 1
+    np.testing.assert_array_equal(lazy.toarray(), dense)
+    np.testing.assert_array_equal(csr.toarray(), dense)
+    np.testing.assert_array_equal(lazy.view().flatten(1).cpu(), dense)
+    np.testing.assert_array_equal(lazy.view(torch.zeros(12, dtype=int)).cpu(), dense)
+    np.testing.assert_array_equal(lazy[5], dense[5])
+    with pytest.raises(ValueError, match="a row has a single view"):
+        lazy.view(torch.ones(12, dtype=int))
+
+
+def test_the_predicted_view_suits_general_models_and_has_names(net, X):
+    y = np.arange(12) % N_LABELS
+    featurizer = GradientFeaturizer(net, labels="predicted", output="csr")
+    search = GridSearchCV(
+        make_pipeline(featurizer, LogisticRegression()), {"gradientfeaturizer__labels": ["all", "predicted"]}, cv=2
+    )
+    assert search.fit(X, y).cv_results_["rank_test_score"].size == 2
+    names = featurizer.fit(X).get_feature_names_out()
+    assert len(names) == sum(SIZES) and names[0] == "predicted layers.1.weight[0,0]"
+    lazy = GradientFeaturizer(net, labels="predicted").fit_transform(X)
+    assert GradNetClassifier(max_epochs=1).fit(lazy, y).predict(lazy).shape == (12,)
 
 
 def jitter(X, generator):

@@ -17,9 +17,9 @@ from ._passes import over_batches
 
 
 class GradientArray:
-    """Gradient features of shape (n_samples, n_labels * n_params), label-major, computed batch by batch.
+    """Gradient features of shape (n_samples, n_labels * n_features), label-major, computed batch by batch.
 
-    Column ``k * n_params + p`` of a row is feature p of the row under candidate label k.
+    Column ``k * n_features + p`` of a row is feature p of the row under candidate label k.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class GradientArray:
 
     @property
     def n_labels(self) -> int:
-        """Number of candidate labels."""
-        return self.features.engine.n_labels
+        """Number of views of a row, one for each candidate label."""
+        return self.features.n_labels
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -57,8 +57,8 @@ class GradientArray:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n_samples, n_labels * n_params)."""
-        return len(self.X), self.n_labels * self.features.engine.n_params
+        """(n_samples, n_labels * n_features)."""
+        return len(self.X), self.n_labels * self.features.n_features
 
     @property
     def dtype(self) -> np.dtype:
@@ -130,7 +130,7 @@ class GradientArray:
 
         Returns
         -------
-        Tensor of shape (n_samples, n_params) or (n_samples, n_labels, n_params)
+        Tensor of shape (n_samples, n_features) or (n_samples, n_labels, n_features)
         """
         return self.features(self.X, labels)
 
@@ -139,7 +139,7 @@ class GradientArray:
 
         Yields
         ------
-        features : Tensor of shape (part, n_labels, n_params), or (part, 1, n_params) for one label a row
+        features : Tensor of shape (part, n_labels, n_features), or (part, 1, n_features) for one label a row
         """
         return self.features.parts(self.X, labels)
 
@@ -149,7 +149,7 @@ class GradientArray:
         return (self[start : start + step] for start in range(0, len(self), step))
 
     def toarray(self, n_jobs: int | None = None, verbose: int = 0) -> np.ndarray:
-        """Compute everything, as an ndarray of shape (n_samples, n_labels * n_params).
+        """Compute everything, as an ndarray of shape (n_samples, n_labels * n_features).
 
         Parameters
         ----------

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
 from ._memory import free_bytes, is_out_of_memory
-from ._outputs import SCALARS, Scalar, check_finite
+from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._rules import ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import packed, shared_copy, usable
@@ -143,7 +143,7 @@ class GradientEngine:
     def __call__(
         self,
         X: np.ndarray,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         out: Tensor | None = None,
         batch_size: int | None = None,
         finish: Finish | None = None,
@@ -153,8 +153,8 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
-        labels : Tensor of shape (n,), optional
-            The number of one scalar for each row; by default all.
+        labels : Tensor of shape (n,) or "predicted", optional
+            The number of one scalar for each row, or that of the label that the net predicts; by default all.
         out : Tensor of shape (n, n_params) or (n, n_labels, n_params), optional
             Where to write; memory that was written to before is written to several times as fast.
         batch_size, finish
@@ -185,7 +185,7 @@ class GradientEngine:
     def parts(
         self,
         X: np.ndarray,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         out: Tensor | None = None,
         batch_size: int | None = None,
         finish: Finish | None = None,
@@ -197,7 +197,7 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
-        labels : Tensor of shape (n,), optional
+        labels : Tensor of shape (n,) or "predicted", optional
         out : Tensor of shape (n, k, n_params), optional
             Where to write; by default one place for each part in turn.
         batch_size : int, optional
@@ -211,12 +211,15 @@ class GradientEngine:
         gradients : Tensor of shape (len(rows), k, n_params)
             Valid until the next is asked for.
         """
-        labels = None if labels is None else self._checked_labels(labels, len(X))
+        if isinstance(labels, str) and labels != "predicted":
+            raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
+        each = labels is not None and not isinstance(labels, str)
+        labels = self._checked_labels(labels, len(X)) if each else labels
         start = 0
         while start < len(X):
             size = min(len(X), batch_size or len(X), self._row_limit)
             batch = slice(start, min(start + size, len(X)))
-            of_batch = None if labels is None else labels[batch]
+            of_batch = labels[batch] if each else labels
             place = None if out is None else out[batch]
             try:
                 for rows, gradients in self._batch_parts(X[batch], of_batch, place, finish):
@@ -234,7 +237,7 @@ class GradientEngine:
             _free_memory(self.device)
 
     def _batch_parts(
-        self, X: np.ndarray, labels: Tensor | None, out: Tensor | None, finish: Finish | None
+        self, X: np.ndarray, labels: Labels, out: Tensor | None, finish: Finish | None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the numbers of rows and the gradients of the parts of one batch."""
         with self.computing():
@@ -279,8 +282,8 @@ class GradientEngine:
         """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params)."""
         return {block.name: block.shaped(out[..., block.slice]) for block in self.blocks}
 
-    def forward(self, X: np.ndarray, labels: Tensor | None = None) -> ForwardPass:
-        """Return a pass of the rows `X` for the numbers `labels` of one scalar each, or for all scalars."""
+    def forward(self, X: np.ndarray, labels: Labels = None) -> ForwardPass:
+        """Return a pass of the rows `X` for the numbers `labels` of one scalar each, for "predicted" or all scalars."""
         inputs = self.inputs(X)
         forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
         if self.device.type == "cpu":
@@ -325,9 +328,9 @@ class GradientEngine:
         features = n if features is None else features
         return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
 
-    def affordable_rows(self, budget: float) -> int:
-        """Return how many rows, for all scalars, fit into `budget` bytes, one at least."""
-        return max(1, int((budget - self.memory(0)) // (self.memory(1) - self.memory(0))))
+    def affordable_rows(self, budget: float, all_labels: bool = True) -> int:
+        """Return how many rows, for all scalars or for one a row, fit into `budget` bytes, one at least."""
+        return max(1, int((budget - self.memory(0)) // (self.memory(1, all_labels) - self.memory(0))))
 
     @property
     def _gradient_bytes(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ._blocks import Block
 from ._engine import GradientEngine
 from ._forward import ForwardPass
+from ._outputs import Labels
 from ._rules import outer_factors
 from ._scaling import Scaler, compiled_map
 from ._selection import select_largest
@@ -38,6 +39,8 @@ class GradientFeatures:
         See `select_largest`.
     compile : bool
         Whether scaling and power are one kernel, made by `torch.compile`.
+    labels : {"all", "predicted"}
+        Whether a row has a view for every candidate label, or a single one, for the label that the net predicts.
     """
 
     engine: GradientEngine
@@ -47,6 +50,7 @@ class GradientFeatures:
     batch_size: int = 64
     selection: str = "exact"
     compile: bool = False
+    labels: str = "all"
 
     def __post_init__(self) -> None:
         if self.scaler is not None:
@@ -61,17 +65,40 @@ class GradientFeatures:
         """The columns of each parameter, within one candidate label."""
         return self.engine.blocks
 
+    @property
+    def n_labels(self) -> int:
+        """Number of views of a row."""
+        return 1 if self.labels == "predicted" else self.engine.n_labels
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns of a view."""
+        return self.engine.n_params
+
+    def affordable_rows(self, budget: float) -> int:
+        """Return how many rows, with all of their views, fit into `budget` bytes, one at least."""
+        return self.engine.affordable_rows(budget, self.labels == "all")
+
     def __call__(self, X: np.ndarray, labels: Tensor | None = None) -> Tensor:
-        """Return features of shape (n, n_params), or (n, n_labels, n_params) where `labels` is None."""
-        return self.engine(X, labels, None, self.batch_size, self._finish)
+        """Return features of shape (n, n_features), or (n, n_labels, n_features) where `labels` is None."""
+        features = self.engine(X, self._engine_labels(X, labels), None, self.batch_size, self._finish)
+        return features.view(len(X), self.n_labels, self.n_features) if labels is None else features
 
     def parts(self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield features of consecutive rows, of shape (part, k, n_params), valid until the next are asked for.
+        """Yield features of consecutive rows, of shape (part, k, n_features), valid until the next are asked for.
 
-        With `out`, of shape (n, k, n_params), they are written there.
+        With `out`, of shape (n, k, n_features), they are written there.
         """
-        for _, gradients in self.engine.parts(X, labels, out, self.batch_size, self._finish):
+        for _, gradients in self.engine.parts(X, self._engine_labels(X, labels), out, self.batch_size, self._finish):
             yield gradients
+
+    def _engine_labels(self, X: np.ndarray, labels: Tensor | None) -> Labels:
+        """Return what the engine calls the views `labels` of the rows `X`."""
+        if self.labels == "all":
+            return labels
+        if labels is not None and (len(labels) != len(X) or torch.as_tensor(labels).any()):
+            raise ValueError("labels must be 0 for each row: with labels='predicted' a row has a single view.")
+        return self.labels
 
     def selection_error(self, X: np.ndarray) -> float:
         """Return the share of entries of the rows `X` that are selected otherwise than exactly."""

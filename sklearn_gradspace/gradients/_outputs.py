@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Scalar = str | Callable[[Tensor], Tensor]
+Labels = Tensor | str | None  # one label a row, "predicted" for the net's own, or all
 
 
 def as_table(returned: object, n: int) -> Tensor:
@@ -36,7 +37,7 @@ def check_finite(outputs: Tensor) -> Tensor:
     return outputs
 
 
-def cotangents(scalar: Scalar, outputs: Tensor, labels: Tensor | None = None) -> Tensor:
+def cotangents(scalar: Scalar, outputs: Tensor, labels: Labels = None) -> Tensor:
     """Return the derivatives of scalars in the outputs.
 
     Parameters
@@ -44,18 +45,29 @@ def cotangents(scalar: Scalar, outputs: Tensor, labels: Tensor | None = None) ->
     scalar : {"cross_entropy", "log_probability", "logit"} or callable
         Which scalars a row has: see `GradientEngine`.
     outputs : Tensor of shape (n, n_outputs)
-    labels : Tensor of shape (n,), optional
-        The number of one scalar for each row; by default all.
+    labels : Tensor of shape (n,) or "predicted", optional
+        The number of one scalar for each row, or that of the label that the net predicts; by default all.
 
     Returns
     -------
     Tensor of shape (n, 1, n_outputs) or (n, n_scalars, n_outputs)
     """
     outputs = outputs.detach()
+    if isinstance(labels, str):
+        labels = predicted_labels(scalar, outputs)
     labels = None if labels is None else labels.to(outputs.device)
     if callable(scalar):
         return _of_function(scalar, outputs, labels)
     return _SCALARS[scalar](outputs, labels)
+
+
+def predicted_labels(scalar: Scalar, outputs: Tensor) -> Tensor:
+    """Return the number of each row's largest logit; a single logit stands for the two logits (0, z)."""
+    if callable(scalar):
+        raise ValueError(f"labels='predicted' needs one of the scalars {', '.join(map(repr, SCALARS))}, no function.")
+    if outputs.shape[1] == 1 and scalar != "logit":
+        return (outputs[:, 0] > 0).long()
+    return outputs.argmax(1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
