@@ -7,7 +7,6 @@ sparse. Daróczy, Aleksziew and Benczúr, arXiv:1807.06630.
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from numbers import Integral, Real
 
 import numpy as np
 from sklearn import get_config
@@ -17,22 +16,17 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, v
 from torch import Tensor
 
 from ._base_net import resolve_net, trained_classes, trained_module
-from ._skorch_sklearn import check_device
+from ._featurizer_checks import check_parameters
 from .gradients import (
-    DTYPES,
-    SCALARS,
-    SCALES,
-    SELECTIONS,
     GradientArray,
     GradientEngine,
     GradientFeatures,
     ScaleStatistics,
+    as_mask,
     over_batches,
     packed,
 )
 
-_OUTPUTS = ("lazy", "dense", "csr")
-_LABELS = ("all", "predicted")
 _ENOUGH_BYTES = 2**28  # gradients in a batch from which larger ones are no faster
 
 
@@ -60,6 +54,10 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
         Parameters whose gradients are features. "weights" leaves biases out; a pattern such as ``"conv*.weight"`` is
         matched with parameter names as file names are. Frozen parameters have none.
+    mask : dict of str to bool array, or bool array of shape (n_params,), optional
+        Entries of the gradients that are features, the same for all rows and labels; the others have no columns. A dict
+        has arrays of the parameters' shapes by their names; a parameter that it leaves out is kept as a whole. The
+        percentile is of the entries that are kept.
     output : {"lazy", "dense", "csr"}, default="lazy"
         Representation of what `transform` returns; the numbers are the same. "lazy" computes rows when they are asked
         for and passes through scikit-learn and skorch as a matrix would. It alone tells GradNetClassifier which columns
@@ -151,6 +149,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         scale="minmax",
         power=0.5,
         layers="weights",
+        mask=None,
         output="lazy",
         scalar="cross_entropy",
         labels="all",
@@ -170,6 +169,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self.scale = scale
         self.power = power
         self.layers = layers
+        self.mask = mask
         self.output = output
         self.scalar = scalar
         self.labels = labels
@@ -200,7 +200,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self : object
             The fitted transformer.
         """
-        self._check_parameters()
+        check_parameters(self)
         X = _as_array(X)
         if y is None:
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
@@ -212,12 +212,13 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
         )
         self._check_labels(y, engine.n_labels)
-        unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels)
+        mask = as_mask(self.mask, engine.blocks)
+        unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels, mask=mask)
         unscaled = replace(unscaled, batch_size=self._batch_size(unscaled))
         self.selection_error_ = unscaled.selection_error(X[: min(8, unscaled.batch_size)])
         scaler = None
         if self.scale is not None:
-            statistics = ScaleStatistics(self.scale, engine.blocks)
+            statistics = ScaleStatistics(self.scale, unscaled.blocks)
             passes = over_batches(statistics.of, GradientArray(unscaled, X), self.n_jobs, self.verbose, "statistics")
             for of_batch in passes:
                 statistics.merge(of_batch)
@@ -263,7 +264,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             The features, in the representation of `output`.
         """
         check_is_fitted(self)
-        self._check_parameters()
+        check_parameters(self)
         X = validate_data(self, _as_array(X), dtype="numeric", allow_nd=True, reset=False)
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
@@ -311,9 +312,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         _check_feature_names_in(self, input_features, generate_names=False)
-        entries = [
-            f"{block.name}[{','.join(map(str, index))}]" for block in self.blocks_ for index in np.ndindex(block.shape)
-        ]
+        entries = self.features_.feature_names()
         views = ["predicted"] if self.features_.labels == "predicted" else [f"label{k}" for k in range(self.n_labels_)]
         return np.array([f"{view} {entry}" for view in views for entry in entries], dtype=object)
 
@@ -344,43 +343,6 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
 
     def _lazy(self, X: np.ndarray, augment: Callable | None = None) -> GradientArray:
         return GradientArray(self.features_, X, augment)
-
-    def _check_parameters(self) -> None:
-        if not isinstance(self.percentile, Real) or not 0 < self.percentile <= 100:
-            raise ValueError(
-                f"percentile={self.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
-            )
-        choices = {
-            "scale": SCALES,
-            "selection": SELECTIONS,
-            "dtype": DTYPES,
-            "scalar": SCALARS,
-            "output": _OUTPUTS,
-            "labels": _LABELS,
-        }
-        for name, values in choices.items():
-            value = getattr(self, name)
-            if not (name == "scalar" and callable(value)) and value not in values:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
-        if self.labels == "predicted" and callable(self.scalar):
-            raise ValueError(
-                "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
-                "of a function belongs to the predicted label is not known."
-            )
-        if self.net_output is not None and not callable(self.net_output):
-            raise TypeError("net_output is neither None nor a function that takes what the net returns.")
-        if self.power is not None and not (isinstance(self.power, Real) and 0 < self.power < np.inf):
-            raise ValueError(f"power={self.power!r} is neither a positive number nor None.")
-        if self.batch_size != "auto" and not (isinstance(self.batch_size, Integral) and self.batch_size > 0):
-            raise ValueError(f"batch_size={self.batch_size!r} is neither a positive integer nor 'auto'.")
-        if self.augment is not None and not callable(self.augment):
-            raise TypeError(f"augment={self.augment!r} is neither None nor a function of rows and a NumPy generator.")
-        if self.augment is not None and self.output != "lazy":
-            raise ValueError(
-                f"augment needs output='lazy': with output={self.output!r} features are computed once. Leave augment "
-                "out, or transform augmented rows."
-            )
-        check_device(self.device)
 
     def _check_labels(self, y, n_labels: int) -> None:
         if y is None or self.scalar not in ("cross_entropy", "log_probability"):

@@ -303,6 +303,78 @@ def test_the_predicted_view_suits_general_models_and_has_names(net, X):
     assert GradNetClassifier(max_epochs=1).fit(lazy, y).predict(lazy).shape == (12,)
 
 
+def halves(shape):
+    return np.arange(np.prod(shape)).reshape(shape) % 2 == 0
+
+
+MASKS = {
+    "one parameter": {"layers.1.weight": halves((5, 6))},
+    "tensors": {"layers.1.weight": torch.from_numpy(halves((5, 6))), "layers.3.weight": torch.eye(3, 5) > 0},
+    "a dropped parameter": {"layers.3.weight": np.zeros((3, 5), bool), "layers.1.weight": halves((5, 6))},
+    "columns": np.arange(sum(SIZES)) % 3 > 0,
+    "all": np.ones(sum(SIZES), bool),
+}
+
+
+def columns_of(mask):
+    """Return which of the net's weights a mask keeps."""
+    shapes = {"layers.1.weight": (5, 6), "layers.3.weight": (3, 5)}
+    if not isinstance(mask, dict):
+        return mask
+    return np.concatenate([np.asarray(mask.get(name, np.ones(shape, bool))).ravel() for name, shape in shapes.items()])
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("percentile", [30, 100])
+@pytest.mark.parametrize("scale", ["minmax", "layer", None])
+def test_masked_features_equal_the_reference(net, X, mask, percentile, scale):
+    options = {"mask": mask, "percentile": percentile, "scale": scale, "batch_size": 5}
+    features = GradientFeaturizer(net, output="dense", **options).fit(X[:8]).transform(X[8:])
+    kept = columns_of(mask)
+    sizes = np.array([kept[: SIZES[0]].sum(), kept[SIZES[0] :].sum()])
+    sizes = sizes[sizes > 0]
+    weights = np.r_[0 : SIZES[0], SIZES[0] + 5 : SIZES[0] + 5 + SIZES[1]][kept]
+    train, new = (
+        reference.select(reference.gradients(net, x)[..., weights], sizes, percentile) for x in (X[:8], X[8:])
+    )
+    expected = new if scale is None else reference.scale(train, new, scale, sizes)
+    assert_close(features, reference.power_norm(expected, 0.5).reshape(4, -1), 1e-7)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_representations_and_names_of_masked_features_agree(net, X, mask):
+    lazy, dense, csr = (
+        GradientFeaturizer(net, mask=mask, output=output).fit_transform(X) for output in ("lazy", "dense", "csr")
+    )
+    n_kept = columns_of(mask).sum()
+    assert lazy.shape == dense.shape == csr.shape == (12, N_LABELS * n_kept)
+    assert sum(block.size for block in lazy.blocks) == n_kept
+    np.testing.assert_array_equal(lazy.toarray(), dense)
+    np.testing.assert_array_equal(csr.toarray(), dense)
+    np.testing.assert_array_equal(lazy[3], dense[3])
+    labels = torch.arange(12) % N_LABELS
+    views = dense.reshape(12, N_LABELS, n_kept)
+    assert_close(lazy.view(labels), views[np.arange(12), labels])
+    assert_close(torch.cat([part.clone() for part in lazy.parts()]), views)
+    for options in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
+        assert_close(GradientFeaturizer(net, mask=mask, output="dense", **options).fit_transform(X), dense)
+    everything = GradientFeaturizer(net).fit(X).get_feature_names_out()
+    names = GradientFeaturizer(net, mask=mask).fit(X).get_feature_names_out()
+    assert list(names) == list(everything[np.tile(columns_of(mask), N_LABELS)])
+    classifier = GradNetClassifier(max_epochs=1).fit(lazy, np.arange(12) % 3)
+    assert classifier.predict(lazy).shape == (12,) and classifier.blocks_ == lazy.blocks
+
+
+def test_masks_are_searched_over_and_survive_clone_and_pickle(net, X):
+    y = np.arange(12) % N_LABELS
+    pipeline = make_pipeline(GradientFeaturizer(net, output="csr"), LogisticRegression())
+    search = GridSearchCV(pipeline, {"gradientfeaturizer__mask": [None, *MASKS.values()]}, cv=2, error_score="raise")
+    assert np.isfinite(search.fit(X, y).cv_results_["mean_test_score"]).all()
+    featurizer = GradientFeaturizer(net, mask=MASKS["tensors"], output="dense").fit(X)
+    np.testing.assert_array_equal(clone(featurizer).fit_transform(X), featurizer.transform(X))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(featurizer)).transform(X), featurizer.transform(X))
+
+
 def jitter(X, generator):
     return X + generator.normal(size=X.shape)
 

@@ -6,6 +6,7 @@ from ._check import GradientCheck, check_gradients
 from ._engine import DTYPES, GradientEngine
 from ._factored import FactoredGradients
 from ._features import GradientFeatures
+from ._mask import as_mask
 from ._outputs import SCALARS
 from ._passes import over_batches
 from ._rules import EngineReport, ParameterRule
@@ -28,6 +29,7 @@ __all__ = [
     "ParameterRule",
     "ScaleStatistics",
     "Scaler",
+    "as_mask",
     "check_gradients",
     "over_batches",
     "packed",

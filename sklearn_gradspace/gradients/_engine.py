@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import prod
 from threading import RLock, local
 
 import numpy as np
@@ -32,7 +33,7 @@ _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
 _SWITCHING = RLock()  # torch's switches for TF32 are the process's; a device's work is in one queue anyway
 
-Finish = Callable[[ForwardPass, Tensor], None]
+Finish = Callable[[ForwardPass, Tensor], Tensor | None]
 
 
 class GradientEngine:
@@ -171,15 +172,16 @@ class GradientEngine:
             pass
         return out
 
-    def allocate(self, n: int, all_labels: bool) -> Tensor:
-        """Return an uninitialised place for the gradients of `n` rows."""
-        shape = (n, self.n_labels, self.n_params) if all_labels else (n, self.n_params)
+    def allocate(self, n: int, all_labels: bool, n_columns: int | None = None) -> Tensor:
+        """Return an uninitialised place for the gradients of `n` rows, or for `n_columns` numbers made of each."""
+        n_columns = self.n_params if n_columns is None else n_columns
+        shape = (n, self.n_labels, n_columns) if all_labels else (n, n_columns)
         try:
             return torch.empty(shape, dtype=self.feature_dtype, device=self.device)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            needed = n * (self.n_labels if all_labels else 1) * self._gradient_bytes
+            needed = prod(shape) * self.feature_dtype.itemsize
             raise MemoryError(f"the gradients of {n} rows take {self._beside_free(needed)}") from error
 
     def parts(
@@ -203,12 +205,12 @@ class GradientEngine:
         batch_size : int, optional
             Rows of a pass through the net; by default all.
         finish : callable, optional
-            What becomes of a pass and its gradients, in place.
+            What becomes of a pass and its gradients, in place, or what it returns instead.
 
         Yields
         ------
         rows : slice
-        gradients : Tensor of shape (len(rows), k, n_params)
+        gradients : Tensor of shape (len(rows), k, n_params), or what `finish` returned
             Valid until the next is asked for.
         """
         if isinstance(labels, str) and labels != "predicted":
@@ -243,8 +245,7 @@ class GradientEngine:
         with self.computing():
             forward = self.forward(X, labels)
         k = forward.cotangents.shape[1]
-        at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
-        step = min(len(X), max(1, at_once // (k * self._gradient_bytes)))
+        step = min(len(X), self.part_rows(k))
         lent = self.scratch.lent("gradients", (step, k, self.n_params), self.feature_dtype, self.device)
         with lent if out is None else nullcontext() as place:
             for start in range(0, len(X), step):
@@ -253,9 +254,13 @@ class GradientEngine:
                 with self.computing():
                     part = forward.rows(rows)
                     self.write(part, gradients)
-                    if finish is not None:
-                        finish(part, gradients)
-                yield rows.stop - start, gradients
+                    finished = None if finish is None else finish(part, gradients)
+                yield rows.stop - start, gradients if finished is None else finished
+
+    def part_rows(self, k: int) -> int:
+        """Return of how many rows the gradients of `k` scalars each are made at a time."""
+        at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
+        return max(1, at_once // (k * self._gradient_bytes))
 
     def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
         labels = torch.as_tensor(labels).to(torch.int64)

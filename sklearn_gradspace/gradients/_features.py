@@ -1,10 +1,11 @@
-"""The features of a row and a candidate label: gradient, selection, scaling, power.
+"""The features of a row and a candidate label: gradient, mask, selection, scaling, power.
 
 Rows of data enter; a tensor of features leaves, for one candidate label a row or for all of them.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ._blocks import Block
 from ._engine import GradientEngine
 from ._forward import ForwardPass
+from ._mask import entry_names, kept_blocks
 from ._outputs import Labels
 from ._rules import outer_factors
 from ._scaling import Scaler, compiled_map
@@ -41,6 +43,8 @@ class GradientFeatures:
         Whether scaling and power are one kernel, made by `torch.compile`.
     labels : {"all", "predicted"}
         Whether a row has a view for every candidate label, or a single one, for the label that the net predicts.
+    mask : ndarray of shape (n_params,), optional
+        Which columns of a gradient are features, before selection; by default all.
     """
 
     engine: GradientEngine
@@ -51,6 +55,7 @@ class GradientFeatures:
     selection: str = "exact"
     compile: bool = False
     labels: str = "all"
+    mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.scaler is not None:
@@ -60,10 +65,15 @@ class GradientFeatures:
         # By way of the constructor: where the engine finds itself is where the scaler has to be.
         return GradientFeatures, tuple(getattr(self, field.name) for field in fields(self))
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The columns of each parameter, within one candidate label."""
-        return self.engine.blocks
+        return self.engine.blocks if self.mask is None else kept_blocks(self.mask, self.engine.blocks)
+
+    @cached_property
+    def _columns(self) -> Tensor | None:
+        """The columns of a gradient that are kept, or None where all are."""
+        return None if self.mask is None else torch.from_numpy(np.flatnonzero(self.mask)).to(self.engine.device)
 
     @property
     def n_labels(self) -> int:
@@ -73,24 +83,50 @@ class GradientFeatures:
     @property
     def n_features(self) -> int:
         """Number of columns of a view."""
-        return self.engine.n_params
+        return sum(block.size for block in self.blocks)
+
+    def feature_names(self) -> list[str]:
+        """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``."""
+        mask = np.ones(self.engine.n_params, bool) if self.mask is None else self.mask
+        return [name for block in self.engine.blocks for name in entry_names(mask, block)]
+
+    def memory(self, n: int) -> int:
+        """Return the bytes that a pass of `n` rows, with all of their views, takes at most."""
+        all_labels = self.labels == "all"
+        if self._in_place:
+            return self.engine.memory(n, all_labels)
+        part = self.engine.part_rows(self.n_labels)  # rows whose gradients exist at a time
+        entries = (n + part) * self.n_labels * self.n_features
+        return self.engine.memory(n, all_labels, part) + entries * self.engine.feature_dtype.itemsize
 
     def affordable_rows(self, budget: float) -> int:
         """Return how many rows, with all of their views, fit into `budget` bytes, one at least."""
-        return self.engine.affordable_rows(budget, self.labels == "all")
+        return max(1, int((budget - self.memory(0)) // (self.memory(1) - self.memory(0))))
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether features are written where the gradients were."""
+        return self.mask is None
 
     def __call__(self, X: np.ndarray, labels: Tensor | None = None) -> Tensor:
         """Return features of shape (n, n_features), or (n, n_labels, n_features) where `labels` is None."""
-        features = self.engine(X, self._engine_labels(X, labels), None, self.batch_size, self._finish)
-        return features.view(len(X), self.n_labels, self.n_features) if labels is None else features
+        with self.engine.computing():
+            features = self.engine.allocate(len(X), labels is None and self.labels == "all", self.n_features)
+        views = features if features.ndim == 3 else features.unsqueeze(1)
+        for _ in self.parts(X, labels, views):
+            pass
+        return views if labels is None else features
 
     def parts(self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None) -> Iterator[Tensor]:
         """Yield features of consecutive rows, of shape (part, k, n_features), valid until the next are asked for.
 
         With `out`, of shape (n, k, n_features), they are written there.
         """
-        for _, gradients in self.engine.parts(X, self._engine_labels(X, labels), out, self.batch_size, self._finish):
-            yield gradients
+        place = out if self._in_place else None
+        for rows, features in self.engine.parts(
+            X, self._engine_labels(X, labels), place, self.batch_size, self._finish
+        ):
+            yield features if self._in_place or out is None else out[rows].copy_(features)
 
     def _engine_labels(self, X: np.ndarray, labels: Tensor | None) -> Labels:
         """Return what the engine calls the views `labels` of the rows `X`."""
@@ -110,18 +146,20 @@ class GradientFeatures:
         return (mine != exact).double().mean().item()
 
     def _pieces(self, gradients: Tensor) -> Sequence[Tensor]:
-        """Return views of shape (rows, n_params), as many rows as are quickly worked on."""
+        """Return views of shape (rows, n_features), as many rows as are quickly worked on."""
         try:
-            rows = gradients.view(-1, self.engine.n_params)
+            rows = gradients.view(-1, gradients.shape[-1])
         except RuntimeError:  # a place between others
             return gradients.unbind()
         on_cpu = gradients.device.type == "cpu" and not self.compile
-        return rows.split(max(1, _PIECE // self.engine.n_params)) if on_cpu else [rows]
+        return rows.split(max(1, _PIECE // gradients.shape[-1])) if on_cpu else [rows]
 
-    def _finish(self, forward: ForwardPass, gradients: Tensor) -> None:
-        """Select, scale and raise to a power, in place."""
+    def _finish(self, forward: ForwardPass, gradients: Tensor) -> Tensor:
+        """Mask, select, scale and raise to a power, in place unless there is a mask."""
+        if self._columns is not None:
+            gradients = gradients.index_select(-1, self._columns)
         scratch = self.engine.scratch
-        factors = outer_factors(forward, self.engine.rules_for(forward)) if self.percentile < 100 else None
+        factors = self._factors(forward) if self.percentile < 100 else None
         select_largest(gradients, self.blocks, self.percentile, factors, self.selection, scratch)
         for piece in self._pieces(gradients):
             if self.compile:
@@ -133,6 +171,14 @@ class GradientFeatures:
             if self.power is not None and self.power != 1:
                 magnitudes = torch.abs(piece, out=scratch.like("magnitudes", piece))
                 torch.copysign(_power(magnitudes, self.power), piece, out=piece)
+        return gradients
+
+    def _factors(self, forward: ForwardPass) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the factors of the blocks that are outer products, and kept as a whole."""
+        factors = outer_factors(forward, self.engine.rules_for(forward))
+        sizes = {block.name: block.size for block in self.blocks}
+        whole = [block.name for block in self.engine.blocks if sizes.get(block.name) == block.size]
+        return {name: factors[name] for name in whole if name in factors}
 
 
 def _power(magnitudes: Tensor, power: float) -> Tensor:
