@@ -8,7 +8,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from ._skorch_sklearn import check_device
-from .gradients import DTYPES, SCALARS, SCALES, SELECTIONS
+from .gradients import DTYPES, FISHER_SCALES, SCALARS, SCALES, SELECTIONS
 
 _OUTPUTS = ("lazy", "dense", "csr")
 _LABELS = ("all", "predicted")
@@ -21,7 +21,7 @@ def check_parameters(featurizer) -> None:
             f"percentile={featurizer.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
         )
     choices = {
-        "scale": SCALES,
+        "scale": (*SCALES, *FISHER_SCALES),
         "selection": SELECTIONS,
         "dtype": DTYPES,
         "scalar": SCALARS,
@@ -36,6 +36,11 @@ def check_parameters(featurizer) -> None:
         raise ValueError(
             "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
             "of a function belongs to the predicted label is not known."
+        )
+    if featurizer.scale in FISHER_SCALES and featurizer.scalar not in ("cross_entropy", "log_probability"):
+        raise ValueError(
+            f"scale={featurizer.scale!r} needs scalar='cross_entropy' or 'log_probability': its expectation is over "
+            "labels, by their probabilities."
         )
     if featurizer.net_output is not None and not callable(featurizer.net_output):
         raise TypeError("net_output is neither None nor a function that takes what the net returns.")

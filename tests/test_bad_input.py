@@ -91,6 +91,8 @@ def test_nets(net, message):
         ({"power": float("inf")}, ValueError, r"power=inf"),
         ({"labels": "true"}, ValueError, "labels='true' is none of 'all', 'predicted'"),
         ({"labels": "predicted", "scalar": lambda z: z}, ValueError, "labels='predicted' needs scalar='cross_entropy'"),
+        ({"scale": "fisher", "scalar": "logit"}, ValueError, "scale='fisher' needs scalar='cross_entropy' or"),
+        ({"scale": "kronecker", "scalar": lambda z: z}, ValueError, "scale='kronecker' needs scalar='cross_entropy'"),
         ({"mask": {"conv1": np.ones(3, bool)}}, ValueError, r"mask names \['conv1'\].*are \['layers.1.weight'"),
         ({"mask": {"layers.1.weight": np.ones(3, bool)}}, ValueError, r"mask\['layers.1.weight'\] .* \(32, 6\)"),
         ({"mask": {"layers.1.weight": np.ones((32, 6))}}, ValueError, "True and False .* dtype float64"),

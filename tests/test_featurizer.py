@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+from sklearn_gradspace import GradientFeaturizer, GradNetClassifier, _featurizer
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import GradientArray, GradientEngine
 from sklearn_gradspace.modules import MLP
@@ -375,6 +375,63 @@ def test_masks_are_searched_over_and_survive_clone_and_pickle(net, X):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(featurizer)).transform(X), featurizer.transform(X))
 
 
+@pytest.mark.parametrize("labels", ["all", "predicted"])
+@pytest.mark.parametrize("mask", [None, MASKS["one parameter"]])
+def test_the_fisher_scale_is_of_all_labels_before_selection(net, X, labels, mask):
+    train, new = X[:8], X[8:]
+    options = {"scale": "fisher", "percentile": 40, "power": None, "labels": labels, "mask": mask, "output": "dense"}
+    features = GradientFeaturizer(net, batch_size=3, **options).fit(train).transform(new)
+    kept = np.ones(sum(SIZES), bool) if mask is None else columns_of(mask)
+    weights = np.r_[0 : SIZES[0], SIZES[0] + 5 : SIZES[0] + 5 + SIZES[1]][kept]
+    gradients = reference.gradients(net, train)[..., weights]
+    divisor = np.sqrt((reference.probabilities(net, train)[..., None] * gradients**2).sum((0, 1)) / 8)
+    sizes = [kept[: SIZES[0]].sum(), kept[SIZES[0] :].sum()]
+    expected = reference.select(reference.gradients(net, new)[..., weights], sizes, 40) / divisor
+    if labels == "predicted":
+        expected = expected[np.arange(4), predicted(net, new)]
+    assert_close(features, expected.reshape(4, -1))
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": "predicted"}, {"mask": MASKS["one parameter"]}], ids=str)
+def test_whitening_comes_before_mask_and_selection(net, X, options):
+    whole = GradientFeaturizer(net, scale="kronecker", percentile=100, power=None, output="dense").fit_transform(X)
+    views = whole.reshape(12, N_LABELS, -1)
+    mask = columns_of(options.get("mask", {}))
+    expected = reference.select(views[..., mask], [mask[: SIZES[0]].sum(), mask[SIZES[0] :].sum()], 40)
+    if options.get("labels") == "predicted":
+        expected = expected[np.arange(12), predicted(net, X)]
+    options = {"scale": "kronecker", "percentile": 40, "power": None, **options}
+    lazy, dense, csr = (
+        GradientFeaturizer(net, output=output, **options).fit_transform(X) for output in ("lazy", "dense", "csr")
+    )
+    assert_close(dense, expected.reshape(12, -1))
+    np.testing.assert_array_equal(lazy.toarray(), dense)
+    np.testing.assert_array_equal(csr.toarray(), dense)
+    for batches in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
+        assert_close(GradientFeaturizer(net, output="dense", **options, **batches).fit_transform(X), dense, 1e-9)
+
+
+def test_whitening_is_learned_from_rows_drawn_by_the_random_state(net, X, monkeypatch):
+    whole = GradientFeaturizer(net, scale="kronecker", output="dense", random_state=0).fit_transform(X)
+    monkeypatch.setattr(_featurizer, "_WHITENING_ROWS", 5)
+    first, again, other = (
+        GradientFeaturizer(net, scale="kronecker", output="dense", random_state=seed).fit_transform(X)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other) and not np.array_equal(first, whole)
+
+
+def test_sampled_selection_of_whitened_gradients_says_how_wrong_it_is(X):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = MLP(6, 3, (1000, 10))
+    options = {"scale": "kronecker", "layers": "layers.3.weight", "output": "dense"}
+    exact, sampled = (GradientFeaturizer(net, selection=how, **options) for how in ("exact", "sampled"))
+    differ = ((exact.fit_transform(X[:8]) != 0) != (sampled.fit_transform(X[:8]) != 0)).mean()
+    assert exact.selection_error_ == 0 and 0 < sampled.selection_error_ == pytest.approx(differ)
+
+
 def jitter(X, generator):
     return X + generator.normal(size=X.shape)
 
@@ -399,6 +456,8 @@ SETTINGS = {
     "sampled": {"selection": "sampled"},
     "float64": {"dtype": "float64"},
     "bfloat16": {"dtype": "bfloat16"},
+    "fisher": {"scale": "fisher"},
+    "kronecker": {"scale": "kronecker", "layers": "all"},
     "several": {"scalar": "log_probability", "net_output": cut, "dtype": "float32", "selection": "sampled"},
 }
 

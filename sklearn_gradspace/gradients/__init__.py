@@ -6,6 +6,7 @@ from ._check import GradientCheck, check_gradients
 from ._engine import DTYPES, GradientEngine
 from ._factored import FactoredGradients
 from ._features import GradientFeatures
+from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._mask import as_mask
 from ._outputs import SCALARS
 from ._passes import over_batches
@@ -16,12 +17,14 @@ from ._sharing import packed, shared_copy
 
 __all__ = [
     "DTYPES",
+    "FISHER_SCALES",
     "SCALARS",
     "SCALES",
     "SELECTIONS",
     "Block",
     "EngineReport",
     "FactoredGradients",
+    "FisherStatistics",
     "GradientArray",
     "GradientCheck",
     "GradientEngine",
@@ -29,6 +32,7 @@ __all__ = [
     "ParameterRule",
     "ScaleStatistics",
     "Scaler",
+    "Whitening",
     "as_mask",
     "check_gradients",
     "over_batches",

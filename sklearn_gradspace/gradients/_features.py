@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._blocks import Block
 from ._engine import GradientEngine
+from ._fisher import Whitening
 from ._forward import ForwardPass
 from ._mask import entry_names, kept_blocks
 from ._outputs import Labels
@@ -32,7 +33,8 @@ class GradientFeatures:
     engine : GradientEngine
     percentile : float
         Percentage of each block's entries that selection keeps.
-    scaler : Scaler, optional
+    scaler : Scaler or Whitening, optional
+        Of selected gradients, or, if it mixes entries, of those before mask and selection.
     power : float, optional
         Exponent p of the power norm ``sign(v) |v|^p``.
     batch_size : int
@@ -49,7 +51,7 @@ class GradientFeatures:
 
     engine: GradientEngine
     percentile: float = 100
-    scaler: Scaler | None = None
+    scaler: Scaler | Whitening | None = None
     power: float | None = None
     batch_size: int = 64
     selection: str = "exact"
@@ -71,9 +73,9 @@ class GradientFeatures:
         return self.engine.blocks if self.mask is None else kept_blocks(self.mask, self.engine.blocks)
 
     @cached_property
-    def _columns(self) -> Tensor | None:
-        """The columns of a gradient that are kept, or None where all are."""
-        return None if self.mask is None else torch.from_numpy(np.flatnonzero(self.mask)).to(self.engine.device)
+    def columns(self) -> Tensor | slice:
+        """The columns of a gradient that are kept."""
+        return slice(None) if self.mask is None else torch.from_numpy(np.flatnonzero(self.mask)).to(self.engine.device)
 
     @property
     def n_labels(self) -> int:
@@ -92,12 +94,13 @@ class GradientFeatures:
 
     def memory(self, n: int) -> int:
         """Return the bytes that a pass of `n` rows, with all of their views, takes at most."""
-        all_labels = self.labels == "all"
-        if self._in_place:
-            return self.engine.memory(n, all_labels)
-        part = self.engine.part_rows(self.n_labels)  # rows whose gradients exist at a time
-        entries = (n + part) * self.n_labels * self.n_features
-        return self.engine.memory(n, all_labels, part) + entries * self.engine.feature_dtype.itemsize
+        part, entries = self.engine.part_rows(self.n_labels), 0  # rows whose gradients exist at a time
+        if self._whitens:
+            entries += 3 * part * self.n_labels * max(block.size for block in self.engine.blocks)
+        if not self._in_place:
+            entries += (n + part) * self.n_labels * self.n_features
+        of_pass = self.engine.memory(n, self.labels == "all", None if self._in_place else part)
+        return of_pass + entries * self.engine.feature_dtype.itemsize
 
     def affordable_rows(self, budget: float) -> int:
         """Return how many rows, with all of their views, fit into `budget` bytes, one at least."""
@@ -141,7 +144,8 @@ class GradientFeatures:
         if self.selection == "exact" or self.percentile == 100:
             return 0.0
         mine, exact = (
-            replace(self, selection=selection, scaler=None, power=None)(X) for selection in (self.selection, "exact")
+            replace(self, selection=selection, scaler=self.scaler if self._whitens else None, power=None)(X)
+            for selection in (self.selection, "exact")
         )
         return (mine != exact).double().mean().item()
 
@@ -154,20 +158,27 @@ class GradientFeatures:
         on_cpu = gradients.device.type == "cpu" and not self.compile
         return rows.split(max(1, _PIECE // gradients.shape[-1])) if on_cpu else [rows]
 
+    @property
+    def _whitens(self) -> bool:
+        return isinstance(self.scaler, Whitening)
+
     def _finish(self, forward: ForwardPass, gradients: Tensor) -> Tensor:
-        """Mask, select, scale and raise to a power, in place unless there is a mask."""
-        if self._columns is not None:
-            gradients = gradients.index_select(-1, self._columns)
+        """Whiten, mask, select, scale and raise to a power, in place unless there is a mask."""
+        if self._whitens:
+            self.scaler(gradients)
+        if self.mask is not None:
+            gradients = gradients.index_select(-1, self.columns)
         scratch = self.engine.scratch
-        factors = self._factors(forward) if self.percentile < 100 else None
+        factors = self._factors(forward) if self.percentile < 100 and not self._whitens else None
         select_largest(gradients, self.blocks, self.percentile, factors, self.selection, scratch)
+        scaler = None if self._whitens else self.scaler
         for piece in self._pieces(gradients):
             if self.compile:
-                scaler = self.scaler or Scaler(None)
-                compiled_map()(piece, scaler.offset, scaler.rounding, scaler.divisor, self.power)
+                of_piece = scaler or Scaler(None)
+                compiled_map()(piece, of_piece.offset, of_piece.rounding, of_piece.divisor, self.power)
                 continue
-            if self.scaler is not None:
-                self.scaler(piece, scratch)
+            if scaler is not None:
+                scaler(piece, scratch)
             if self.power is not None and self.power != 1:
                 magnitudes = torch.abs(piece, out=scratch.like("magnitudes", piece))
                 torch.copysign(_power(magnitudes, self.power), piece, out=piece)

@@ -61,6 +61,11 @@ def cotangents(scalar: Scalar, outputs: Tensor, labels: Labels = None) -> Tensor
     return _SCALARS[scalar](outputs, labels)
 
 
+def label_probabilities(logits: Tensor) -> Tensor:
+    """Return the net's probabilities of shape (n, n_labels); one logit z stands for the two logits (0, z)."""
+    return torch.cat([-logits, logits], 1).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+
 def predicted_labels(scalar: Scalar, outputs: Tensor) -> Tensor:
     """Return the number of each row's largest logit; a single logit stands for the two logits (0, z)."""
     if callable(scalar):
