@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._base_net import resolve_net, trained_classes, trained_module
 from ._featurizer_checks import check_parameters
+from ._random_projection import random_projection
 from .gradients import (
     FISHER_SCALES,
     FisherStatistics,
@@ -59,7 +60,11 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         as the net predicts. "kronecker": gradients are whitened by the Kronecker-factored Fisher information of their
         parameter, before `mask` and selection; see Notes.
     power : float or None, default=0.5
-        Exponent p of the power norm ``sign(v) |v|^p``, applied last.
+        Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled.
+    projection : int or float, optional
+        Dimensions to which the features of each parameter are projected, after all else, by scikit-learn's
+        SparseRandomProjection: a number, of which smaller parameters keep their own, or a share in (0, 1) of their
+        own. Products between features are kept in expectation, and the gradients of few rows exist at a time.
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
         Parameters whose gradients are features. "weights" leaves biases out; a pattern such as ``"conv*.weight"`` is
         matched with parameter names as file names are. Frozen parameters have none.
@@ -104,8 +109,8 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     n_jobs : int, optional
         Jobs, as in joblib, that share the batches of a pass over the data.
     random_state : int, RandomState or None, default=None
-        Seed of the net that `net=None` trains, and of the rows that ``scale="kronecker"`` draws where there are more
-        than 2,000.
+        Seed of the net that `net=None` trains, of `projection`, and of the rows that ``scale="kronecker"`` draws where
+        there are more than 2,000.
     verbose : int, default=0
         Whether passes over the data show a progress bar.
 
@@ -166,6 +171,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         percentile=15,
         scale="minmax",
         power=0.5,
+        projection=None,
         layers="weights",
         mask=None,
         output="lazy",
@@ -186,6 +192,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self.percentile = percentile
         self.scale = scale
         self.power = power
+        self.projection = projection
         self.layers = layers
         self.mask = mask
         self.output = output
@@ -234,9 +241,13 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels, mask=mask)
         unscaled = replace(unscaled, batch_size=self._batch_size(unscaled))
         scaler = None if self.scale is None else self._fit_scaler(unscaled, X)
-        self.features_ = replace(unscaled, scaler=scaler, power=self.power)
-        self.selection_error_ = self.features_.selection_error(X[: min(8, unscaled.batch_size)])
-        self.features_ = replace(self.features_, compile=self.compile)
+        features = replace(unscaled, scaler=scaler, power=self.power)
+        self.selection_error_ = features.selection_error(X[: min(8, unscaled.batch_size)])
+        if self.projection is not None:
+            random_state = check_random_state(self.random_state)
+            projection = random_projection(features.blocks, self.projection, random_state, engine.feature_dtype)
+            features = replace(features, projection=projection)
+        self.features_ = replace(features, batch_size=self._batch_size(features), compile=self.compile)
         if self.augment is not None:
             self._lazy(X[:4], self.augment).augmented(np.random.default_rng(0))  # so that what is wrong shows now
         return self
@@ -328,7 +339,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         return self
 
     def get_feature_names_out(self, input_features=None):
-        """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``.
+        """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``; if projected, ``"... <0>"``.
 
         Parameters
         ----------

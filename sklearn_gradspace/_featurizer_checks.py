@@ -46,6 +46,13 @@ def check_parameters(featurizer) -> None:
         raise TypeError("net_output is neither None nor a function that takes what the net returns.")
     if featurizer.power is not None and not (isinstance(featurizer.power, Real) and 0 < featurizer.power < np.inf):
         raise ValueError(f"power={featurizer.power!r} is neither a positive number nor None.")
+    projection = featurizer.projection
+    is_count = isinstance(projection, Integral) and not isinstance(projection, bool) and projection > 0
+    is_share = isinstance(projection, Real) and not isinstance(projection, Integral) and 0 < projection < 1
+    if projection is not None and not is_count and not is_share:
+        raise ValueError(
+            f"projection={projection!r} is neither a positive number of dimensions, a share in (0, 1), nor None."
+        )
     if featurizer.batch_size != "auto" and not (
         isinstance(featurizer.batch_size, Integral) and featurizer.batch_size > 0
     ):

@@ -8,8 +8,10 @@ from ._factored import FactoredGradients
 from ._features import GradientFeatures
 from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._mask import as_mask
+from ._memory import require_memory
 from ._outputs import SCALARS
 from ._passes import over_batches
+from ._projection import Projection
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
 from ._selection import SELECTIONS
@@ -30,6 +32,7 @@ __all__ = [
     "GradientEngine",
     "GradientFeatures",
     "ParameterRule",
+    "Projection",
     "ScaleStatistics",
     "Scaler",
     "Whitening",
@@ -37,5 +40,6 @@ __all__ = [
     "check_gradients",
     "over_batches",
     "packed",
+    "require_memory",
     "shared_copy",
 ]

@@ -176,7 +176,8 @@ class GradientArray:
         verbose : int
             Whether to show a progress bar.
         """
-        kept = self.size * self.features.percentile / 100
+        share = self.features.percentile / 100 if self.features.projection is None else 1
+        kept = self.size * share
         # The parts and the whole that they are joined to exist at the same time.
         require_memory(2 * kept * (self.dtype.itemsize + 4), f"a sparse array of shape {self.shape}")
         parts = list(over_batches(_sparse, self, n_jobs, verbose))

@@ -1,4 +1,4 @@
-"""The features of a row and a candidate label: gradient, mask, selection, scaling, power.
+"""The features of a row and a candidate label: gradient, mask, selection, scaling, power, projection.
 
 Rows of data enter; a tensor of features leaves, for one candidate label a row or for all of them.
 """
@@ -17,6 +17,7 @@ from ._fisher import Whitening
 from ._forward import ForwardPass
 from ._mask import entry_names, kept_blocks
 from ._outputs import Labels
+from ._projection import Projection
 from ._rules import outer_factors
 from ._scaling import Scaler, compiled_map
 from ._selection import select_largest
@@ -47,6 +48,8 @@ class GradientFeatures:
         Whether a row has a view for every candidate label, or a single one, for the label that the net predicts.
     mask : ndarray of shape (n_params,), optional
         Which columns of a gradient are features, before selection; by default all.
+    projection : Projection, optional
+        Applied last.
     """
 
     engine: GradientEngine
@@ -58,18 +61,26 @@ class GradientFeatures:
     compile: bool = False
     labels: str = "all"
     mask: np.ndarray | None = None
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         if self.scaler is not None:
             object.__setattr__(self, "scaler", self.scaler.to(self.engine.device))
+        if self.projection is not None:
+            object.__setattr__(self, "projection", self.projection.to(self.engine.device))
 
     def __reduce__(self):
         # By way of the constructor: where the engine finds itself is where the scaler has to be.
         return GradientFeatures, tuple(getattr(self, field.name) for field in fields(self))
 
-    @cached_property
+    @property
     def blocks(self) -> tuple[Block, ...]:
         """The columns of each parameter, within one candidate label."""
+        return self.kept_blocks if self.projection is None else self.projection.blocks
+
+    @cached_property
+    def kept_blocks(self) -> tuple[Block, ...]:
+        """The blocks of what the mask keeps, before projection."""
         return self.engine.blocks if self.mask is None else kept_blocks(self.mask, self.engine.blocks)
 
     @cached_property
@@ -90,17 +101,27 @@ class GradientFeatures:
     def feature_names(self) -> list[str]:
         """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``."""
         mask = np.ones(self.engine.n_params, bool) if self.mask is None else self.mask
-        return [name for block in self.engine.blocks for name in entry_names(mask, block)]
+        names = {block.name: entry_names(mask, block) for block in self.engine.blocks}
+        return [
+            name
+            for kept, block in zip(self.kept_blocks, self.blocks)
+            for name in (names[block.name] if kept.size == block.size else block.numbered_names())
+        ]
 
     def memory(self, n: int) -> int:
         """Return the bytes that a pass of `n` rows, with all of their views, takes at most."""
         part, entries = self.engine.part_rows(self.n_labels), 0  # rows whose gradients exist at a time
         if self._whitens:
             entries += 3 * part * self.n_labels * max(block.size for block in self.engine.blocks)
+        if self.mask is not None:
+            entries += part * self.n_labels * sum(block.size for block in self.kept_blocks)
+        if self.projection is not None:
+            entries += 2 * part * self.n_labels * max(block.size for block in self.kept_blocks)
         if not self._in_place:
-            entries += (n + part) * self.n_labels * self.n_features
+            entries += n * self.n_labels * self.n_features
         of_pass = self.engine.memory(n, self.labels == "all", None if self._in_place else part)
-        return of_pass + entries * self.engine.feature_dtype.itemsize
+        matrices = 0 if self.projection is None else self.projection.nbytes
+        return of_pass + matrices + entries * self.engine.feature_dtype.itemsize
 
     def affordable_rows(self, budget: float) -> int:
         """Return how many rows, with all of their views, fit into `budget` bytes, one at least."""
@@ -109,7 +130,7 @@ class GradientFeatures:
     @property
     def _in_place(self) -> bool:
         """Whether features are written where the gradients were."""
-        return self.mask is None
+        return self.mask is None and self.projection is None
 
     def __call__(self, X: np.ndarray, labels: Tensor | None = None) -> Tensor:
         """Return features of shape (n, n_features), or (n, n_labels, n_features) where `labels` is None."""
@@ -143,10 +164,8 @@ class GradientFeatures:
         """Return the share of entries of the rows `X` that are selected otherwise than exactly."""
         if self.selection == "exact" or self.percentile == 100:
             return 0.0
-        mine, exact = (
-            replace(self, selection=selection, scaler=self.scaler if self._whitens else None, power=None)(X)
-            for selection in (self.selection, "exact")
-        )
+        selected = replace(self, scaler=self.scaler if self._whitens else None, power=None, projection=None)
+        mine, exact = (replace(selected, selection=selection)(X) for selection in (self.selection, "exact"))
         return (mine != exact).double().mean().item()
 
     def _pieces(self, gradients: Tensor) -> Sequence[Tensor]:
@@ -163,14 +182,14 @@ class GradientFeatures:
         return isinstance(self.scaler, Whitening)
 
     def _finish(self, forward: ForwardPass, gradients: Tensor) -> Tensor:
-        """Whiten, mask, select, scale and raise to a power, in place unless there is a mask."""
+        """Whiten, mask, select, scale, raise to a power and project; in place but for mask and projection."""
         if self._whitens:
             self.scaler(gradients)
         if self.mask is not None:
             gradients = gradients.index_select(-1, self.columns)
         scratch = self.engine.scratch
         factors = self._factors(forward) if self.percentile < 100 and not self._whitens else None
-        select_largest(gradients, self.blocks, self.percentile, factors, self.selection, scratch)
+        select_largest(gradients, self.kept_blocks, self.percentile, factors, self.selection, scratch)
         scaler = None if self._whitens else self.scaler
         for piece in self._pieces(gradients):
             if self.compile:
@@ -182,12 +201,12 @@ class GradientFeatures:
             if self.power is not None and self.power != 1:
                 magnitudes = torch.abs(piece, out=scratch.like("magnitudes", piece))
                 torch.copysign(_power(magnitudes, self.power), piece, out=piece)
-        return gradients
+        return gradients if self.projection is None else self.projection(gradients)
 
     def _factors(self, forward: ForwardPass) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the factors of the blocks that are outer products, and kept as a whole."""
         factors = outer_factors(forward, self.engine.rules_for(forward))
-        sizes = {block.name: block.size for block in self.blocks}
+        sizes = {block.name: block.size for block in self.kept_blocks}
         whole = [block.name for block in self.engine.blocks if sizes.get(block.name) == block.size]
         return {name: factors[name] for name in whole if name in factors}
 
