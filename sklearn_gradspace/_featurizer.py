@@ -55,10 +55,10 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     scale : {"minmax", "maxabs", "rms", "layer", "fisher", "kronecker"} or None, default="minmax"
         How selected entries are scaled, by statistics over all rows and labels of `fit`. "minmax": by a coordinate's
         minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are
-        not 0. "layer": by that of the whole layer. Zeros stay 0. "fisher": by
-        the root of a coordinate's diagonal Fisher information ``E Σ_c p_c g_c²``, of gradients before selection and p
-        as the net predicts. "kronecker": gradients are whitened by the Kronecker-factored Fisher information of their
-        parameter, before `mask` and selection; see Notes.
+        not 0. "layer": by that of the whole layer. Zeros stay 0. "fisher": by the root of a coordinate's Fisher
+        information ``E Σ_c p_c g_c²``, of gradients before selection and the probabilities p that the net predicts.
+        "kronecker": gradients are whitened, before `mask` and selection, by the Kronecker-factored Fisher information
+        of their parameter; see Notes.
     power : float or None, default=0.5
         Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled.
     projection : int or float, optional
@@ -339,7 +339,10 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         return self
 
     def get_feature_names_out(self, input_features=None):
-        """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``; if projected, ``"... <0>"``.
+        """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``.
+
+        Those of projected features are ``"label3 conv1.weight<0>"`` and so on, and with ``labels="predicted"`` they
+        begin with ``"predicted"``.
 
         Parameters
         ----------

@@ -333,9 +333,9 @@ class GradientEngine:
         features = n if features is None else features
         return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
 
-    def affordable_rows(self, budget: float, all_labels: bool = True) -> int:
-        """Return how many rows, for all scalars or for one a row, fit into `budget` bytes, one at least."""
-        return max(1, int((budget - self.memory(0)) // (self.memory(1, all_labels) - self.memory(0))))
+    def affordable_rows(self, budget: float) -> int:
+        """Return how many rows, for all scalars, fit into `budget` bytes, one at least."""
+        return max(1, int((budget - self.memory(0)) // (self.memory(1) - self.memory(0))))
 
     @property
     def _gradient_bytes(self) -> int:
