@@ -5,32 +5,35 @@ sparse. Daróczy, Aleksziew and Benczúr, arXiv:1807.06630.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
-from numbers import Integral, Real
 
 import numpy as np
 from sklearn import get_config
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 from torch import Tensor
 
 from ._base_net import resolve_net, trained_classes, trained_module
-from ._skorch_sklearn import check_device
+from ._featurizer_checks import check_parameters
+from ._random_projection import random_projection
 from .gradients import (
-    DTYPES,
-    SCALARS,
-    SCALES,
-    SELECTIONS,
+    FISHER_SCALES,
+    FisherStatistics,
     GradientArray,
     GradientEngine,
     GradientFeatures,
+    Scaler,
     ScaleStatistics,
+    Whitening,
+    as_mask,
     over_batches,
     packed,
 )
 
-_OUTPUTS = ("lazy", "dense", "csr")
+_WHITENING_ROWS = 2000  # that are enough for the factors of a whitening, whose cost is high
 _ENOUGH_BYTES = 2**28  # gradients in a batch from which larger ones are no faster
 
 
@@ -49,15 +52,26 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     percentile : float in (0, 100], default=15
         Percentage of a layer's entries, those of largest magnitude, that stay for a sample and label; the others
         become 0. At 100 all stay.
-    scale : {"minmax", "maxabs", "rms", "layer"} or None, default="minmax"
+    scale : {"minmax", "maxabs", "rms", "layer", "fisher", "kronecker"} or None, default="minmax"
         How selected entries are scaled, by statistics over all rows and labels of `fit`. "minmax": by a coordinate's
         minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are
-        not 0. "layer": by that of the whole layer. Zeros stay 0.
+        not 0. "layer": by that of the whole layer. Zeros stay 0. "fisher": by the root of a coordinate's Fisher
+        information ``E Σ_c p_c g_c²``, of gradients before selection and the probabilities p that the net predicts.
+        "kronecker": gradients are whitened, before `mask` and selection, by the Kronecker-factored Fisher information
+        of their parameter; see Notes.
     power : float or None, default=0.5
-        Exponent p of the power norm ``sign(v) |v|^p``, applied last.
+        Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled.
+    projection : int or float, optional
+        Dimensions to which the features of each parameter are projected, after all else, by scikit-learn's
+        SparseRandomProjection: a number, of which smaller parameters keep their own, or a share in (0, 1) of their
+        own. Products between features are kept in expectation, and the gradients of few rows exist at a time.
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
         Parameters whose gradients are features. "weights" leaves biases out; a pattern such as ``"conv*.weight"`` is
         matched with parameter names as file names are. Frozen parameters have none.
+    mask : dict of str to bool array, or bool array of shape (n_params,), optional
+        Entries of the gradients that are features, the same for all rows and labels; the others have no columns. A dict
+        has arrays of the parameters' shapes by their names; a parameter that it leaves out is kept as a whole. The
+        percentile is of the entries that are kept.
     output : {"lazy", "dense", "csr"}, default="lazy"
         Representation of what `transform` returns; the numbers are the same. "lazy" computes rows when they are asked
         for and passes through scikit-learn and skorch as a matrix would. It alone tells GradNetClassifier which columns
@@ -66,6 +80,10 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         What is differentiated, once for each candidate label. "cross_entropy" and "log_probability" of the label, where
         a net with one output has its logit of the second of two labels. "logit": each output of the net, whatever it
         means, as for regression. A callable maps outputs of shape (n, n_outputs) to scalars of shape (n, n_labels).
+    labels : {"all", "predicted"}, default="all"
+        Candidate labels of a row. "predicted": only the one that the net itself predicts, that of its largest logit, or
+        label 1 where a single logit is positive. The columns are then those of one label, for models that know nothing
+        of views.
     net_output : callable, optional
         Picks the outputs from what the net returns, where that is a tuple or the like.
     selection : {"exact", "sampled"}, default="exact"
@@ -80,13 +98,19 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
         Precision of the gradients; by default the net's. "bfloat16" and "tf32" are faster on CUDA devices, and inexact:
         `rounding_error_` says how much.
+    augment : callable, optional
+        ``augment(X, generator)`` takes an array of rows and a NumPy generator and returns other rows of the same shape.
+        The lazy array that `fit_transform` returns carries it, and GradNetClassifier then trains on views of augmented
+        rows, drawn anew each time. Nothing else is augmented: neither the statistics of `scale` nor what `transform`
+        returns.
     compile : bool, default=False
         Whether `torch.compile` makes one kernel of scaling and power: several times as fast once it is made, which
         takes seconds and, on a CPU, a C++ compiler.
     n_jobs : int, optional
         Jobs, as in joblib, that share the batches of a pass over the data.
     random_state : int, RandomState or None, default=None
-        Seed of the net that `net=None` trains; nothing else is random.
+        Seed of the net that `net=None` trains, of `projection`, and of the rows that ``scale="kronecker"`` draws where
+        there are more than 2,000.
     verbose : int, default=0
         Whether passes over the data show a progress bar.
 
@@ -97,7 +121,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     features_ : GradientFeatures
         The map from rows to features.
     n_labels_ : int
-        Number of candidate labels, K.
+        Number of views of a row: of candidate labels, or 1 for that of the predicted one.
     blocks_ : tuple of Block
         Columns of each parameter within a candidate label.
     engine_report_ : tuple of ParameterRule
@@ -117,8 +141,16 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     are better than those of new ones. Keep the base net's training rows out, or pass a callable, which trains a net on
     the training part of each fold.
 
+    With ``scale="kronecker"`` a parameter's gradient, as a matrix G of its first axis and all others, becomes
+    ``√t (L + εI)^(-1/2) G (R + εI)^(-1/2)``, where ``L = E G Gᵀ``, ``R = E Gᵀ G`` and ``t = E ‖G‖²`` are expectations
+    over rows and over the labels that the net predicts, and ε is a thousandth of a matrix's mean eigenvalue. Vectors
+    are divided by their entries' root mean squares, damped likewise. Of more than 2,000 rows, 2,000 drawn at random are
+    enough for it. It costs, a gradient, two products of G with matrices of its sides.
+
     References
     ----------
+    J. Martens, R. Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", arXiv:1503.05671.
+
     A. R. Aleksziew, "Improving Neural Networks using Gradient Space"; B. Daróczy, R. Aleksziew, A. Benczúr,
     arXiv:1807.06630.
 
@@ -139,14 +171,18 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         percentile=15,
         scale="minmax",
         power=0.5,
+        projection=None,
         layers="weights",
+        mask=None,
         output="lazy",
         scalar="cross_entropy",
+        labels="all",
         net_output=None,
         selection="exact",
         batch_size="auto",
         device=None,
         dtype=None,
+        augment=None,
         compile=False,
         n_jobs=None,
         random_state=None,
@@ -156,14 +192,18 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self.percentile = percentile
         self.scale = scale
         self.power = power
+        self.projection = projection
         self.layers = layers
+        self.mask = mask
         self.output = output
         self.scalar = scalar
+        self.labels = labels
         self.net_output = net_output
         self.selection = selection
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.augment = augment
         self.compile = compile
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -185,7 +225,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         self : object
             The fitted transformer.
         """
-        self._check_parameters()
+        check_parameters(self)
         X = _as_array(X)
         if y is None:
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
@@ -197,22 +237,59 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
         )
         self._check_labels(y, engine.n_labels)
-        batch_size = self._batch_size(engine)
-        unscaled = GradientFeatures(engine, self.percentile, batch_size=batch_size, selection=self.selection)
-        self.selection_error_ = unscaled.selection_error(X[: min(8, batch_size)])
-        scaler = None
-        if self.scale is not None:
-            statistics = ScaleStatistics(self.scale, engine.blocks)
-            passes = over_batches(statistics.of, GradientArray(unscaled, X), self.n_jobs, self.verbose, "statistics")
-            for of_batch in passes:
-                statistics.merge(of_batch)
-            scaler = statistics.scaler(engine.feature_dtype)
-            if not scaler.is_finite:
-                for batch in GradientArray(unscaled, X).batches():
-                    engine.outputs(batch.X)  # names the rows
-                raise ValueError("gradients of net overflow: they are not finite although its outputs are.")
-        self.features_ = replace(unscaled, scaler=scaler, power=self.power, compile=self.compile)
+        mask = as_mask(self.mask, engine.blocks)
+        unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels, mask=mask)
+        unscaled = replace(unscaled, batch_size=self._batch_size(unscaled))
+        scaler = None if self.scale is None else self._fit_scaler(unscaled, X)
+        features = replace(unscaled, scaler=scaler, power=self.power)
+        self.selection_error_ = features.selection_error(X[: min(8, unscaled.batch_size)])
+        if self.projection is not None:
+            random_state = check_random_state(self.random_state)
+            projection = random_projection(features.blocks, self.projection, random_state, engine.feature_dtype)
+            features = replace(features, projection=projection)
+        self.features_ = replace(features, batch_size=self._batch_size(features), compile=self.compile)
+        if self.augment is not None:
+            self._lazy(X[:4], self.augment).augmented(np.random.default_rng(0))  # so that what is wrong shows now
         return self
+
+    def _fit_scaler(self, unscaled: GradientFeatures, X: np.ndarray) -> Scaler | Whitening:
+        engine, features = unscaled.engine, unscaled
+        statistics = ScaleStatistics(self.scale, unscaled.blocks)
+        if self.scale in FISHER_SCALES:
+            statistics = FisherStatistics(self.scale, engine.blocks)
+            statistics.require_memory(engine.device)
+            features = GradientFeatures(engine)
+            features = replace(features, batch_size=self._batch_size(features))
+        if self.scale == "kronecker" and len(X) > _WHITENING_ROWS:
+            rows = check_random_state(self.random_state).choice(len(X), _WHITENING_ROWS, replace=False)
+            X = X[np.sort(rows)]
+        array = GradientArray(features, X)
+        for of_batch in over_batches(statistics.of, array, self.n_jobs, self.verbose, "statistics"):
+            statistics.merge(of_batch)
+        scaler = statistics.scaler(engine.feature_dtype)
+        if not scaler.is_finite:
+            for batch in array.batches():
+                engine.outputs(batch.X)  # names the rows
+            raise ValueError("gradients of net overflow: they are not finite although its outputs are.")
+        return Scaler(scaler.divisor[unscaled.columns]) if self.scale == "fisher" else scaler
+
+    def fit_transform(self, X, y=None):
+        """Fit to samples and return their features, which in a lazy array are augmented when they are trained on.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples as the net takes them.
+        y : array-like of shape (n_samples,), optional
+            Class labels, as in `fit`.
+
+        Returns
+        -------
+        features : GradientArray, ndarray or csr_array of shape (n_samples, n_labels * n_params)
+            The features, as of `transform`.
+        """
+        features = self.fit(X, y).transform(X)
+        return features if self.augment is None else self._lazy(features.X, self.augment)
 
     def transform(self, X):
         """Return the gradient features of samples.
@@ -228,11 +305,11 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             The features, in the representation of `output`.
         """
         check_is_fitted(self)
-        self._check_parameters()
+        check_parameters(self)
         X = validate_data(self, _as_array(X), dtype="numeric", allow_nd=True, reset=False)
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
-        array = GradientArray(self.features_, X)
+        array = self._lazy(X)
         if self.output == "dense":
             return array.toarray(self.n_jobs, self.verbose)
         if self.output == "csr":
@@ -264,6 +341,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``.
 
+        Those of projected features are ``"label3 conv1.weight<0>"`` and so on, and with ``labels="predicted"`` they
+        begin with ``"predicted"``.
+
         Parameters
         ----------
         input_features : array-like of str, optional
@@ -276,53 +356,37 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         _check_feature_names_in(self, input_features, generate_names=False)
-        entries = [
-            f"{block.name}[{','.join(map(str, index))}]" for block in self.blocks_ for index in np.ndindex(block.shape)
-        ]
-        return np.array([f"label{k} {entry}" for k in range(self.n_labels_) for entry in entries], dtype=object)
+        entries = self.features_.feature_names()
+        views = ["predicted"] if self.features_.labels == "predicted" else [f"label{k}" for k in range(self.n_labels_)]
+        return np.array([f"{view} {entry}" for view in views for entry in entries], dtype=object)
 
     @property
     def n_labels_(self):
-        """Number of candidate labels."""
-        return self._fitted_engine("n_labels_").n_labels
+        """Number of views of a row."""
+        return self._fitted_features("n_labels_").n_labels
 
     @property
     def blocks_(self):
         """Columns of each parameter within a candidate label."""
-        return self._fitted_engine("blocks_").blocks
+        return self._fitted_features("blocks_").blocks
 
     @property
     def engine_report_(self):
         """How each parameter's gradients are computed, and why so."""
-        return self._fitted_engine("engine_report_").rules
+        return self._fitted_features("engine_report_").engine.rules
 
     @property
     def rounding_error_(self):
         """Largest error of a parameter's gradients under an inexact dtype."""
-        return self._fitted_engine("rounding_error_").rounding_error
+        return self._fitted_features("rounding_error_").engine.rounding_error
 
-    def _fitted_engine(self, name: str) -> GradientEngine:
+    def _fitted_features(self, name: str) -> GradientFeatures:
         if not hasattr(self, "features_"):
             raise AttributeError(f"GradientFeaturizer has no attribute {name!r} before fit")
-        return self.features_.engine
+        return self.features_
 
-    def _check_parameters(self) -> None:
-        if not isinstance(self.percentile, Real) or not 0 < self.percentile <= 100:
-            raise ValueError(
-                f"percentile={self.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
-            )
-        choices = {"scale": SCALES, "selection": SELECTIONS, "dtype": DTYPES, "scalar": SCALARS, "output": _OUTPUTS}
-        for name, values in choices.items():
-            value = getattr(self, name)
-            if not (name == "scalar" and callable(value)) and value not in values:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
-        if self.net_output is not None and not callable(self.net_output):
-            raise TypeError("net_output is neither None nor a function that takes what the net returns.")
-        if self.power is not None and not (isinstance(self.power, Real) and 0 < self.power < np.inf):
-            raise ValueError(f"power={self.power!r} is neither a positive number nor None.")
-        if self.batch_size != "auto" and not (isinstance(self.batch_size, Integral) and self.batch_size > 0):
-            raise ValueError(f"batch_size={self.batch_size!r} is neither a positive integer nor 'auto'.")
-        check_device(self.device)
+    def _lazy(self, X: np.ndarray, augment: Callable | None = None) -> GradientArray:
+        return GradientArray(self.features_, X, augment)
 
     def _check_labels(self, y, n_labels: int) -> None:
         if y is None or self.scalar not in ("cross_entropy", "log_probability"):
@@ -338,12 +402,12 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
                 f"knows {n_labels} labels."
             )
 
-    def _batch_size(self, engine: GradientEngine) -> int:
+    def _batch_size(self, features: GradientFeatures) -> int:
         if self.batch_size != "auto":
             return int(self.batch_size)
         budget = get_config()["working_memory"] * 2**20
-        gradient_bytes = engine.n_labels * engine.n_params * engine.feature_dtype.itemsize
-        return int(np.clip(_ENOUGH_BYTES // gradient_bytes, 1, min(1024, engine.affordable_rows(budget))))
+        row_bytes = features.n_labels * features.n_features * features.engine.feature_dtype.itemsize
+        return int(np.clip(_ENOUGH_BYTES // row_bytes, 1, min(1024, features.affordable_rows(budget))))
 
     def __sklearn_clone__(self):
         # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.

@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from sklearn_gradspace import GradientFeaturizer
+from sklearn_gradspace import GradientFeaturizer, GradNetClassifier, _featurizer
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import GradientArray, GradientEngine
 from sklearn_gradspace.modules import MLP
@@ -250,6 +250,205 @@ def test_sampled_selection_says_how_wrong_it_is(X):
     assert 0 < sampled.selection_error_ < 0.02 and sampled.selection_error_ == pytest.approx(differ, abs=0.005)
 
 
+def predicted(net, X):
+    """Return the labels that a net predicts."""
+    return reference.probabilities(net, X).argmax(1)
+
+
+@pytest.mark.parametrize("name", ["mlp of two layers", "one logit", "two classes", "many classes"])
+@pytest.mark.parametrize("scalar", ["cross_entropy", "log_probability", "logit"])
+@pytest.mark.parametrize("scale", [None, "minmax"])
+def test_the_predicted_view_is_that_of_the_predicted_label(name, scalar, scale):
+    case = BY_NAME[name]
+    net, X = case.net(), np.concatenate([case.X, -case.X, case.X + 1])
+    with torch.no_grad():
+        net[-1].bias -= net(torch.tensor(X)).mean(0)  # so that not all rows have one label
+    options = {"scalar": scalar, "layers": "all", "scale": scale, "batch_size": 2}
+    featurizer = GradientFeaturizer(net, labels="predicted", output="dense", **options)
+    sizes = [parameter.numel() for parameter in net.parameters()]
+    selected = reference.select(reference.gradients(net, X, scalar), sizes, 15)
+    labels = predicted(net, X) if selected.shape[1] > 1 else np.zeros(len(X), int)
+    assert selected.shape[1] == 1 or len(set(labels)) > 1
+    views = selected[np.arange(len(X)), labels]
+    expected = reference.power_norm(views if scale is None else reference.scale(views, views, scale, sizes), 0.5)
+    assert_close(featurizer.fit_transform(X), expected, 1e-7)
+    assert featurizer.n_labels_ == 1
+
+
+def test_representations_of_the_predicted_view_hold_the_same_numbers(net, X):
+    lazy, dense, csr = (
+        GradientFeaturizer(net, labels="predicted", output=output).fit_transform(X)
+        for output in ("lazy", "dense", "csr")
+    )
+    assert lazy.shape == dense.shape == csr.shape == (12, sum(SIZES)) and lazy.n_labels == 1
+    np.testing.assert_array_equal(lazy.toarray(), dense)
+    np.testing.assert_array_equal(csr.toarray(), dense)
+    np.testing.assert_array_equal(lazy.view().flatten(1).cpu(), dense)
+    np.testing.assert_array_equal(lazy.view(torch.zeros(12, dtype=int)).cpu(), dense)
+    np.testing.assert_array_equal(lazy[5], dense[5])
+    with pytest.raises(ValueError, match="a row has a single view"):
+        lazy.view(torch.ones(12, dtype=int))
+
+
+def test_the_predicted_view_suits_general_models_and_has_names(net, X):
+    y = np.arange(12) % N_LABELS
+    featurizer = GradientFeaturizer(net, labels="predicted", output="csr")
+    search = GridSearchCV(
+        make_pipeline(featurizer, LogisticRegression()), {"gradientfeaturizer__labels": ["all", "predicted"]}, cv=2
+    )
+    assert search.fit(X, y).cv_results_["rank_test_score"].size == 2
+    names = featurizer.fit(X).get_feature_names_out()
+    assert len(names) == sum(SIZES) and names[0] == "predicted layers.1.weight[0,0]"
+    lazy = GradientFeaturizer(net, labels="predicted").fit_transform(X)
+    assert GradNetClassifier(max_epochs=1).fit(lazy, y).predict(lazy).shape == (12,)
+
+
+def halves(shape):
+    return np.arange(np.prod(shape)).reshape(shape) % 2 == 0
+
+
+MASKS = {
+    "one parameter": {"layers.1.weight": halves((5, 6))},
+    "tensors": {"layers.1.weight": torch.from_numpy(halves((5, 6))), "layers.3.weight": torch.eye(3, 5) > 0},
+    "a dropped parameter": {"layers.3.weight": np.zeros((3, 5), bool), "layers.1.weight": halves((5, 6))},
+    "columns": np.arange(sum(SIZES)) % 3 > 0,
+    "all": np.ones(sum(SIZES), bool),
+}
+
+
+def columns_of(mask):
+    """Return which of the net's weights a mask keeps."""
+    shapes = {"layers.1.weight": (5, 6), "layers.3.weight": (3, 5)}
+    if not isinstance(mask, dict):
+        return mask
+    return np.concatenate([np.asarray(mask.get(name, np.ones(shape, bool))).ravel() for name, shape in shapes.items()])
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("percentile", [30, 100])
+@pytest.mark.parametrize("scale", ["minmax", "layer", None])
+def test_masked_features_equal_the_reference(net, X, mask, percentile, scale):
+    options = {"mask": mask, "percentile": percentile, "scale": scale, "batch_size": 5}
+    features = GradientFeaturizer(net, output="dense", **options).fit(X[:8]).transform(X[8:])
+    kept = columns_of(mask)
+    sizes = np.array([kept[: SIZES[0]].sum(), kept[SIZES[0] :].sum()])
+    sizes = sizes[sizes > 0]
+    weights = np.r_[0 : SIZES[0], SIZES[0] + 5 : SIZES[0] + 5 + SIZES[1]][kept]
+    train, new = (
+        reference.select(reference.gradients(net, x)[..., weights], sizes, percentile) for x in (X[:8], X[8:])
+    )
+    expected = new if scale is None else reference.scale(train, new, scale, sizes)
+    assert_close(features, reference.power_norm(expected, 0.5).reshape(4, -1), 1e-7)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_representations_and_names_of_masked_features_agree(net, X, mask):
+    lazy, dense, csr = (
+        GradientFeaturizer(net, mask=mask, output=output).fit_transform(X) for output in ("lazy", "dense", "csr")
+    )
+    n_kept = columns_of(mask).sum()
+    assert lazy.shape == dense.shape == csr.shape == (12, N_LABELS * n_kept)
+    assert sum(block.size for block in lazy.blocks) == n_kept
+    np.testing.assert_array_equal(lazy.toarray(), dense)
+    np.testing.assert_array_equal(csr.toarray(), dense)
+    np.testing.assert_array_equal(lazy[3], dense[3])
+    labels = torch.arange(12) % N_LABELS
+    views = dense.reshape(12, N_LABELS, n_kept)
+    assert_close(lazy.view(labels), views[np.arange(12), labels])
+    assert_close(torch.cat([part.clone() for part in lazy.parts()]), views)
+    for options in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
+        assert_close(GradientFeaturizer(net, mask=mask, output="dense", **options).fit_transform(X), dense)
+    everything = GradientFeaturizer(net).fit(X).get_feature_names_out()
+    names = GradientFeaturizer(net, mask=mask).fit(X).get_feature_names_out()
+    assert list(names) == list(everything[np.tile(columns_of(mask), N_LABELS)])
+    classifier = GradNetClassifier(max_epochs=1).fit(lazy, np.arange(12) % 3)
+    assert classifier.predict(lazy).shape == (12,) and classifier.blocks_ == lazy.blocks
+
+
+def test_masks_are_searched_over_and_survive_clone_and_pickle(net, X):
+    y = np.arange(12) % N_LABELS
+    pipeline = make_pipeline(GradientFeaturizer(net, output="csr"), LogisticRegression())
+    search = GridSearchCV(pipeline, {"gradientfeaturizer__mask": [None, *MASKS.values()]}, cv=2, error_score="raise")
+    assert np.isfinite(search.fit(X, y).cv_results_["mean_test_score"]).all()
+    featurizer = GradientFeaturizer(net, mask=MASKS["tensors"], output="dense").fit(X)
+    np.testing.assert_array_equal(clone(featurizer).fit_transform(X), featurizer.transform(X))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(featurizer)).transform(X), featurizer.transform(X))
+
+
+@pytest.mark.parametrize("labels", ["all", "predicted"])
+@pytest.mark.parametrize("mask", [None, MASKS["one parameter"]])
+def test_the_fisher_scale_is_of_all_labels_before_selection(net, X, labels, mask):
+    train, new = X[:8], X[8:]
+    options = {"scale": "fisher", "percentile": 40, "power": None, "labels": labels, "mask": mask, "output": "dense"}
+    features = GradientFeaturizer(net, batch_size=3, **options).fit(train).transform(new)
+    kept = np.ones(sum(SIZES), bool) if mask is None else columns_of(mask)
+    weights = np.r_[0 : SIZES[0], SIZES[0] + 5 : SIZES[0] + 5 + SIZES[1]][kept]
+    gradients = reference.gradients(net, train)[..., weights]
+    divisor = np.sqrt((reference.probabilities(net, train)[..., None] * gradients**2).sum((0, 1)) / 8)
+    sizes = [kept[: SIZES[0]].sum(), kept[SIZES[0] :].sum()]
+    expected = reference.select(reference.gradients(net, new)[..., weights], sizes, 40) / divisor
+    if labels == "predicted":
+        expected = expected[np.arange(4), predicted(net, new)]
+    assert_close(features, expected.reshape(4, -1))
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": "predicted"}, {"mask": MASKS["one parameter"]}], ids=str)
+def test_whitening_comes_before_mask_and_selection(net, X, options):
+    whole = GradientFeaturizer(net, scale="kronecker", percentile=100, power=None, output="dense").fit_transform(X)
+    views = whole.reshape(12, N_LABELS, -1)
+    mask = columns_of(options.get("mask", {}))
+    expected = reference.select(views[..., mask], [mask[: SIZES[0]].sum(), mask[SIZES[0] :].sum()], 40)
+    if options.get("labels") == "predicted":
+        expected = expected[np.arange(12), predicted(net, X)]
+    options = {"scale": "kronecker", "percentile": 40, "power": None, **options}
+    lazy, dense, csr = (
+        GradientFeaturizer(net, output=output, **options).fit_transform(X) for output in ("lazy", "dense", "csr")
+    )
+    assert_close(dense, expected.reshape(12, -1))
+    np.testing.assert_array_equal(lazy.toarray(), dense)
+    np.testing.assert_array_equal(csr.toarray(), dense)
+    for batches in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
+        assert_close(GradientFeaturizer(net, output="dense", **options, **batches).fit_transform(X), dense, 1e-9)
+
+
+def test_whitening_is_learned_from_rows_drawn_by_the_random_state(net, X, monkeypatch):
+    whole = GradientFeaturizer(net, scale="kronecker", output="dense", random_state=0).fit_transform(X)
+    monkeypatch.setattr(_featurizer, "_WHITENING_ROWS", 5)
+    first, again, other = (
+        GradientFeaturizer(net, scale="kronecker", output="dense", random_state=seed).fit_transform(X)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other) and not np.array_equal(first, whole)
+
+
+def test_sampled_selection_of_whitened_gradients_says_how_wrong_it_is(X):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = MLP(6, 3, (1000, 10))
+    options = {"scale": "kronecker", "layers": "layers.3.weight", "output": "dense"}
+    exact, sampled = (GradientFeaturizer(net, selection=how, **options) for how in ("exact", "sampled"))
+    differ = ((exact.fit_transform(X[:8]) != 0) != (sampled.fit_transform(X[:8]) != 0)).mean()
+    assert exact.selection_error_ == 0 and 0 < sampled.selection_error_ == pytest.approx(differ)
+
+
+def jitter(X, generator):
+    return X + generator.normal(size=X.shape)
+
+
+def test_training_rows_carry_the_augmentation_and_nothing_else_does(net, X):
+    plain, augmenting = GradientFeaturizer(net).fit(X), GradientFeaturizer(net, augment=jitter)
+    train = augmenting.fit_transform(X)
+    assert train.augment is jitter and train[2:4].augment is jitter and augmenting.transform(X).augment is None
+    expected = plain.transform(X)
+    for same in (train, augmenting.transform(X), clone(augmenting).fit(X).transform(X)):
+        np.testing.assert_array_equal(same.toarray(), expected.toarray())
+    shaken = jitter(X, np.random.default_rng(3))
+    drawn = train.augmented(np.random.default_rng(3))
+    np.testing.assert_array_equal(drawn.toarray(), plain.transform(shaken).toarray())
+    assert pickle.loads(pickle.dumps(train)).augment is jitter
+
+
 SETTINGS = {
     "logit": {"scalar": "logit"},
     "function": {"scalar": sum_and_product},
@@ -257,6 +456,8 @@ SETTINGS = {
     "sampled": {"selection": "sampled"},
     "float64": {"dtype": "float64"},
     "bfloat16": {"dtype": "bfloat16"},
+    "fisher": {"scale": "fisher"},
+    "kronecker": {"scale": "kronecker", "layers": "all"},
     "several": {"scalar": "log_probability", "net_output": cut, "dtype": "float32", "selection": "sampled"},
 }
 

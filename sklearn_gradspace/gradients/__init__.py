@@ -7,10 +7,13 @@ from ._engine import DTYPES, GradientEngine
 from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
+from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._gram import GradientGram
+from ._mask import as_mask
 from ._memory import free_bytes, require_memory
 from ._outputs import SCALARS, two_logits
 from ._passes import over_batches
+from ._projection import Projection
 from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
@@ -19,6 +22,7 @@ from ._sharing import packed, shared_copy
 
 __all__ = [
     "DTYPES",
+    "FISHER_SCALES",
     "SCALARS",
     "SCALES",
     "SELECTIONS",
@@ -26,6 +30,7 @@ __all__ = [
     "EngineReport",
     "FactoredFeatures",
     "FactoredGradients",
+    "FisherStatistics",
     "GradientArray",
     "GradientCheck",
     "GradientEngine",
@@ -34,8 +39,11 @@ __all__ = [
     "KernelRidge",
     "NotPositiveDefiniteError",
     "ParameterRule",
+    "Projection",
     "ScaleStatistics",
     "Scaler",
+    "Whitening",
+    "as_mask",
     "check_gradients",
     "free_bytes",
     "over_batches",

@@ -19,9 +19,9 @@ from ._passes import over_batches
 
 
 class GradientArray:
-    """Gradient features of shape (n_samples, n_labels * n_params), label-major, computed batch by batch.
+    """Gradient features of shape (n_samples, n_labels * n_features), label-major, computed batch by batch.
 
-    Column ``k * n_params + p`` of a row is feature p of the row under candidate label k.
+    Column ``k * n_features + p`` of a row is feature p of the row under candidate label k.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ class GradientArray:
 
     @property
     def n_labels(self) -> int:
-        """Number of candidate labels."""
-        return self.features.engine.n_labels
+        """Number of views of a row, one for each candidate label."""
+        return self.features.n_labels
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -59,8 +59,8 @@ class GradientArray:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n_samples, n_labels * n_params)."""
-        return len(self.X), self.n_labels * self.features.engine.n_params
+        """(n_samples, n_labels * n_features)."""
+        return len(self.X), self.n_labels * self.features.n_features
 
     @property
     def dtype(self) -> np.dtype:
@@ -113,7 +113,7 @@ class GradientArray:
         """Return the features of augmented rows, or the array itself where it has no augmentation."""
         if self.augment is None:
             return self
-        X = np.asarray(self.augment(self.X, generator), dtype=self.X.dtype)
+        X = np.asarray(self.augment(self.X.copy(), generator), dtype=self.X.dtype)  # it may write over what it gets
         if X.shape != self.X.shape:
             raise ValueError(f"augment returned rows of shape {X.shape} for rows of shape {self.X.shape}.")
         return GradientArray(self.features, X)
@@ -132,7 +132,7 @@ class GradientArray:
 
         Returns
         -------
-        Tensor of shape (n_samples, n_params) or (n_samples, n_labels, n_params)
+        Tensor of shape (n_samples, n_features) or (n_samples, n_labels, n_features)
         """
         return self.features(self.X, labels)
 
@@ -141,7 +141,7 @@ class GradientArray:
 
         Yields
         ------
-        features : Tensor of shape (part, n_labels, n_params), or (part, 1, n_params) for one label a row
+        features : Tensor of shape (part, n_labels, n_features), or (part, 1, n_features) for one label a row
         """
         return self.features.parts(self.X, labels)
 
@@ -160,7 +160,7 @@ class GradientArray:
         return (self[start : start + step] for start in range(0, len(self), step))
 
     def toarray(self, n_jobs: int | None = None, verbose: int = 0) -> np.ndarray:
-        """Compute everything, as an ndarray of shape (n_samples, n_labels * n_params).
+        """Compute everything, as an ndarray of shape (n_samples, n_labels * n_features).
 
         Parameters
         ----------
@@ -187,7 +187,8 @@ class GradientArray:
         verbose : int
             Whether to show a progress bar.
         """
-        kept = self.size * self.features.percentile / 100
+        share = self.features.percentile / 100 if self.features.projection is None else 1
+        kept = self.size * share
         # The parts and the whole that they are joined to exist at the same time.
         require_memory(2 * kept * (self.dtype.itemsize + 4), f"a sparse array of shape {self.shape}")
         parts = list(over_batches(_sparse, self, n_jobs, verbose))

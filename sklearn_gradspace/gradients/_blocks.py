@@ -44,6 +44,10 @@ class Block:
         """Return a view with the parameter's shape in the place of the last axis."""
         return gradients.unflatten(-1, self.shape) if self.shape else gradients.squeeze(-1)
 
+    def numbered_names(self) -> list[str]:
+        """Return names such as ``"conv1.weight<0>"`` for columns that are no entries of the parameter."""
+        return [f"{self.name}<{i}>" for i in range(self.size)]
+
     @property
     def layer(self) -> str:
         """Name of the module that owns the parameter."""

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import prod
 from threading import RLock, local
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
 from ._memory import free_bytes, is_out_of_memory
-from ._outputs import SCALARS, Scalar, check_finite
+from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._rules import ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import packed, shared_copy, usable
@@ -32,7 +33,7 @@ _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
 _SWITCHING = RLock()  # torch's switches for TF32 are the process's; a device's work is in one queue anyway
 
-Finish = Callable[[ForwardPass, Tensor], None]
+Finish = Callable[[ForwardPass, Tensor], Tensor | None]
 
 
 class GradientEngine:
@@ -142,7 +143,7 @@ class GradientEngine:
     def __call__(
         self,
         X: np.ndarray,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         out: Tensor | None = None,
         batch_size: int | None = None,
         finish: Finish | None = None,
@@ -152,8 +153,8 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
-        labels : Tensor of shape (n,), optional
-            The number of one scalar for each row; by default all.
+        labels : Tensor of shape (n,) or "predicted", optional
+            The number of one scalar for each row, or that of the label that the net predicts; by default all.
         out : Tensor of shape (n, n_params) or (n, n_labels, n_params), optional
             Where to write; memory that was written to before is written to several times as fast.
         batch_size, finish
@@ -170,21 +171,22 @@ class GradientEngine:
             pass
         return out
 
-    def allocate(self, n: int, all_labels: bool) -> Tensor:
-        """Return an uninitialised place for the gradients of `n` rows."""
-        shape = (n, self.n_labels, self.n_params) if all_labels else (n, self.n_params)
+    def allocate(self, n: int, all_labels: bool, n_columns: int | None = None) -> Tensor:
+        """Return an uninitialised place for the gradients of `n` rows, or for `n_columns` numbers made of each."""
+        n_columns = self.n_params if n_columns is None else n_columns
+        shape = (n, self.n_labels, n_columns) if all_labels else (n, n_columns)
         try:
             return torch.empty(shape, dtype=self.feature_dtype, device=self.device)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            needed = n * (self.n_labels if all_labels else 1) * self._gradient_bytes
+            needed = prod(shape) * self.feature_dtype.itemsize
             raise MemoryError(f"the gradients of {n} rows take {self._beside_free(needed)}") from error
 
     def parts(
         self,
         X: np.ndarray,
-        labels: Tensor | None = None,
+        labels: Labels = None,
         out: Tensor | None = None,
         batch_size: int | None = None,
         finish: Finish | None = None,
@@ -196,26 +198,29 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
-        labels : Tensor of shape (n,), optional
+        labels : Tensor of shape (n,) or "predicted", optional
         out : Tensor of shape (n, k, n_params), optional
             Where to write; by default one place for each part in turn.
         batch_size : int, optional
             Rows of a pass through the net; by default all.
         finish : callable, optional
-            What becomes of a pass and its gradients, in place.
+            What becomes of a pass and its gradients, in place, or what it returns instead.
 
         Yields
         ------
         rows : slice
-        gradients : Tensor of shape (len(rows), k, n_params)
+        gradients : Tensor of shape (len(rows), k, n_params), or what `finish` returned
             Valid until the next is asked for.
         """
-        labels = None if labels is None else self._checked_labels(labels, len(X))
+        if isinstance(labels, str) and labels != "predicted":
+            raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
+        each = labels is not None and not isinstance(labels, str)
+        labels = self._checked_labels(labels, len(X)) if each else labels
         start = 0
         while start < len(X):
             size = min(len(X), batch_size or len(X), self._row_limit)
             batch = slice(start, min(start + size, len(X)))
-            of_batch = None if labels is None else labels[batch]
+            of_batch = labels[batch] if each else labels
             place = None if out is None else out[batch]
             try:
                 for rows, gradients in self._batch_parts(X[batch], of_batch, place, finish):
@@ -233,14 +238,13 @@ class GradientEngine:
             _free_memory(self.device)
 
     def _batch_parts(
-        self, X: np.ndarray, labels: Tensor | None, out: Tensor | None, finish: Finish | None
+        self, X: np.ndarray, labels: Labels, out: Tensor | None, finish: Finish | None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the numbers of rows and the gradients of the parts of one batch."""
         with self.computing():
             forward = self.forward(X, labels)
         k = forward.cotangents.shape[1]
-        at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
-        step = min(len(X), max(1, at_once // (k * self._gradient_bytes)))
+        step = min(len(X), self.part_rows(k))
         lent = self.scratch.lent("gradients", (step, k, self.n_params), self.feature_dtype, self.device)
         with lent if out is None else nullcontext() as place:
             for start in range(0, len(X), step):
@@ -249,9 +253,13 @@ class GradientEngine:
                 with self.computing():
                     part = forward.rows(rows)
                     self.write(part, gradients)
-                    if finish is not None:
-                        finish(part, gradients)
-                yield rows.stop - start, gradients
+                    finished = None if finish is None else finish(part, gradients)
+                yield rows.stop - start, gradients if finished is None else finished
+
+    def part_rows(self, k: int) -> int:
+        """Return of how many rows the gradients of `k` scalars each are made at a time."""
+        at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
+        return max(1, at_once // (k * self._gradient_bytes))
 
     def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
         labels = torch.as_tensor(labels).to(torch.int64)
@@ -278,8 +286,8 @@ class GradientEngine:
         """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params)."""
         return {block.name: block.shaped(out[..., block.slice]) for block in self.blocks}
 
-    def forward(self, X: np.ndarray, labels: Tensor | None = None) -> ForwardPass:
-        """Return a pass of the rows `X` for the numbers `labels` of one scalar each, or for all scalars."""
+    def forward(self, X: np.ndarray, labels: Labels = None) -> ForwardPass:
+        """Return a pass of the rows `X` for the numbers `labels` of one scalar each, for "predicted" or all scalars."""
         inputs = self.inputs(X)
         forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
         if self.device.type == "cpu":

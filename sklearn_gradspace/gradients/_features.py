@@ -1,10 +1,11 @@
-"""The features of a row and a candidate label: gradient, selection, scaling, power.
+"""The features of a row and a candidate label: gradient, mask, selection, scaling, power, projection.
 
 Rows of data enter; a tensor of features leaves, for one candidate label a row or for all of them.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 
 from ._blocks import Block
 from ._engine import GradientEngine
+from ._fisher import Whitening
 from ._forward import ForwardPass
+from ._mask import entry_names, kept_blocks
+from ._outputs import Labels
+from ._projection import Projection
 from ._rules import outer_factors
 from ._scaling import Scaler, compiled_map
 from ._selection import select_largest
@@ -29,7 +34,8 @@ class GradientFeatures:
     engine : GradientEngine
     percentile : float
         Percentage of each block's entries that selection keeps.
-    scaler : Scaler, optional
+    scaler : Scaler or Whitening, optional
+        Of selected gradients, or, if it mixes entries, of those before mask and selection.
     power : float, optional
         Exponent p of the power norm ``sign(v) |v|^p``.
     batch_size : int
@@ -38,19 +44,30 @@ class GradientFeatures:
         See `select_largest`.
     compile : bool
         Whether scaling and power are one kernel, made by `torch.compile`.
+    labels : {"all", "predicted"}
+        Whether a row has a view for every candidate label, or a single one, for the label that the net predicts.
+    mask : ndarray of shape (n_params,), optional
+        Which columns of a gradient are features, before selection; by default all.
+    projection : Projection, optional
+        Applied last.
     """
 
     engine: GradientEngine
     percentile: float = 100
-    scaler: Scaler | None = None
+    scaler: Scaler | Whitening | None = None
     power: float | None = None
     batch_size: int = 64
     selection: str = "exact"
     compile: bool = False
+    labels: str = "all"
+    mask: np.ndarray | None = None
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         if self.scaler is not None:
             object.__setattr__(self, "scaler", self.scaler.to(self.engine.device))
+        if self.projection is not None:
+            object.__setattr__(self, "projection", self.projection.to(self.engine.device))
 
     def __reduce__(self):
         # By way of the constructor: where the engine finds itself is where the scaler has to be.
@@ -59,53 +76,139 @@ class GradientFeatures:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The columns of each parameter, within one candidate label."""
-        return self.engine.blocks
+        return self.kept_blocks if self.projection is None else self.projection.blocks
+
+    @cached_property
+    def kept_blocks(self) -> tuple[Block, ...]:
+        """The blocks of what the mask keeps, before projection."""
+        return self.engine.blocks if self.mask is None else kept_blocks(self.mask, self.engine.blocks)
+
+    @cached_property
+    def columns(self) -> Tensor | slice:
+        """The columns of a gradient that are kept."""
+        return slice(None) if self.mask is None else torch.from_numpy(np.flatnonzero(self.mask)).to(self.engine.device)
+
+    @property
+    def n_labels(self) -> int:
+        """Number of views of a row."""
+        return 1 if self.labels == "predicted" else self.engine.n_labels
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns of a view."""
+        return sum(block.size for block in self.blocks)
+
+    def feature_names(self) -> list[str]:
+        """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``."""
+        mask = np.ones(self.engine.n_params, bool) if self.mask is None else self.mask
+        names = {block.name: entry_names(mask, block) for block in self.engine.blocks}
+        return [
+            name
+            for kept, block in zip(self.kept_blocks, self.blocks)
+            for name in (names[block.name] if kept.size == block.size else block.numbered_names())
+        ]
+
+    def memory(self, n: int) -> int:
+        """Return the bytes that a pass of `n` rows, with all of their views, takes at most."""
+        part, entries = self.engine.part_rows(self.n_labels), 0  # rows whose gradients exist at a time
+        if self._whitens:
+            entries += 3 * part * self.n_labels * max(block.size for block in self.engine.blocks)
+        if self.mask is not None:
+            entries += part * self.n_labels * sum(block.size for block in self.kept_blocks)
+        if self.projection is not None:
+            entries += 2 * part * self.n_labels * max(block.size for block in self.kept_blocks)
+        if not self._in_place:
+            entries += n * self.n_labels * self.n_features
+        of_pass = self.engine.memory(n, self.labels == "all", None if self._in_place else part)
+        matrices = 0 if self.projection is None else self.projection.nbytes
+        return of_pass + matrices + entries * self.engine.feature_dtype.itemsize
+
+    def affordable_rows(self, budget: float) -> int:
+        """Return how many rows, with all of their views, fit into `budget` bytes, one at least."""
+        return max(1, int((budget - self.memory(0)) // (self.memory(1) - self.memory(0))))
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether features are written where the gradients were."""
+        return self.mask is None and self.projection is None
 
     def __call__(self, X: np.ndarray, labels: Tensor | None = None) -> Tensor:
-        """Return features of shape (n, n_params), or (n, n_labels, n_params) where `labels` is None."""
-        return self.engine(X, labels, None, self.batch_size, self._finish)
+        """Return features of shape (n, n_features), or (n, n_labels, n_features) where `labels` is None."""
+        with self.engine.computing():
+            features = self.engine.allocate(len(X), labels is None and self.labels == "all", self.n_features)
+        views = features if features.ndim == 3 else features.unsqueeze(1)
+        for _ in self.parts(X, labels, views):
+            pass
+        return views if labels is None else features
 
     def parts(self, X: np.ndarray, labels: Tensor | None = None, out: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield features of consecutive rows, of shape (part, k, n_params), valid until the next are asked for.
+        """Yield features of consecutive rows, of shape (part, k, n_features), valid until the next are asked for.
 
-        With `out`, of shape (n, k, n_params), they are written there.
+        With `out`, of shape (n, k, n_features), they are written there.
         """
-        for _, gradients in self.engine.parts(X, labels, out, self.batch_size, self._finish):
-            yield gradients
+        place = out if self._in_place else None
+        for rows, features in self.engine.parts(
+            X, self._engine_labels(X, labels), place, self.batch_size, self._finish
+        ):
+            yield features if self._in_place or out is None else out[rows].copy_(features)
+
+    def _engine_labels(self, X: np.ndarray, labels: Tensor | None) -> Labels:
+        """Return what the engine calls the views `labels` of the rows `X`."""
+        if self.labels == "all":
+            return labels
+        if labels is not None and (len(labels) != len(X) or torch.as_tensor(labels).any()):
+            raise ValueError("labels must be 0 for each row: with labels='predicted' a row has a single view.")
+        return self.labels
 
     def selection_error(self, X: np.ndarray) -> float:
         """Return the share of entries of the rows `X` that are selected otherwise than exactly."""
         if self.selection == "exact" or self.percentile == 100:
             return 0.0
-        mine, exact = (
-            replace(self, selection=selection, scaler=None, power=None)(X) for selection in (self.selection, "exact")
-        )
+        selected = replace(self, scaler=self.scaler if self._whitens else None, power=None, projection=None)
+        mine, exact = (replace(selected, selection=selection)(X) for selection in (self.selection, "exact"))
         return (mine != exact).double().mean().item()
 
     def _pieces(self, gradients: Tensor) -> Sequence[Tensor]:
-        """Return views of shape (rows, n_params), as many rows as are quickly worked on."""
+        """Return views of shape (rows, n_features), as many rows as are quickly worked on."""
         try:
-            rows = gradients.view(-1, self.engine.n_params)
+            rows = gradients.view(-1, gradients.shape[-1])
         except RuntimeError:  # a place between others
             return gradients.unbind()
         on_cpu = gradients.device.type == "cpu" and not self.compile
-        return rows.split(max(1, _PIECE // self.engine.n_params)) if on_cpu else [rows]
+        return rows.split(max(1, _PIECE // gradients.shape[-1])) if on_cpu else [rows]
 
-    def _finish(self, forward: ForwardPass, gradients: Tensor) -> None:
-        """Select, scale and raise to a power, in place."""
+    @property
+    def _whitens(self) -> bool:
+        return isinstance(self.scaler, Whitening)
+
+    def _finish(self, forward: ForwardPass, gradients: Tensor) -> Tensor:
+        """Whiten, mask, select, scale, raise to a power and project; in place but for mask and projection."""
+        if self._whitens:
+            self.scaler(gradients)
+        if self.mask is not None:
+            gradients = gradients.index_select(-1, self.columns)
         scratch = self.engine.scratch
-        factors = outer_factors(forward, self.engine.rules_for(forward)) if self.percentile < 100 else None
-        select_largest(gradients, self.blocks, self.percentile, factors, self.selection, scratch)
+        factors = self._factors(forward) if self.percentile < 100 and not self._whitens else None
+        select_largest(gradients, self.kept_blocks, self.percentile, factors, self.selection, scratch)
+        scaler = None if self._whitens else self.scaler
         for piece in self._pieces(gradients):
             if self.compile:
-                scaler = self.scaler or Scaler(None)
-                compiled_map()(piece, scaler.offset, scaler.rounding, scaler.divisor, self.power)
+                of_piece = scaler or Scaler(None)
+                compiled_map()(piece, of_piece.offset, of_piece.rounding, of_piece.divisor, self.power)
                 continue
-            if self.scaler is not None:
-                self.scaler(piece, scratch)
+            if scaler is not None:
+                scaler(piece, scratch)
             if self.power is not None and self.power != 1:
                 magnitudes = torch.abs(piece, out=scratch.like("magnitudes", piece))
                 torch.copysign(_power(magnitudes, self.power), piece, out=piece)
+        return gradients if self.projection is None else self.projection(gradients)
+
+    def _factors(self, forward: ForwardPass) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the factors of the blocks that are outer products, and kept as a whole."""
+        factors = outer_factors(forward, self.engine.rules_for(forward))
+        sizes = {block.name: block.size for block in self.kept_blocks}
+        whole = [block.name for block in self.engine.blocks if sizes.get(block.name) == block.size]
+        return {name: factors[name] for name in whole if name in factors}
 
 
 def _power(magnitudes: Tensor, power: float) -> Tensor:

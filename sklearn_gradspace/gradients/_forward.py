@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ._outputs import Scalar, as_table, cotangents
+from ._outputs import Labels, Scalar, as_table, cotangents
 from ._scratch import Scratch
 
 
@@ -145,7 +145,7 @@ def forward_pass(
     layers: Iterable[str],
     inputs: Tensor,
     scalar: Scalar,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     scratch: Scratch | None = None,
     keep_graph: bool = False,
 ) -> ForwardPass:
@@ -160,7 +160,7 @@ def forward_pass(
         Names of the modules whose calls are recorded.
     inputs : Tensor of shape (n, ...)
     scalar : str or callable
-    labels : Tensor of shape (n,), optional
+    labels : Tensor of shape (n,) or "predicted", optional
     scratch : Scratch, optional
     keep_graph : bool
         Whether the outputs can still be differentiated.

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+_CPU = torch.device("cpu")
+
 
 def available_bytes() -> int | None:
     """Return the main memory that is free, in bytes, or None where the system does not tell."""
@@ -24,15 +26,15 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
-_LAZY = (
+_WAY_OUT = (
     "Use output='lazy', which GradNetClassifier takes batch by batch, output='csr', a smaller percentile, fewer layers "
     "or fewer rows."
 )
 
 
-def require_memory(n_bytes: float, what: str, way_out: str = _LAZY, device: torch.device | None = None) -> None:
+def require_memory(n_bytes: float, what: str, way_out: str = _WAY_OUT, device: torch.device = _CPU) -> None:
     """Raise MemoryError, naming the way out, if `n_bytes` for `what` are more than is free on `device`."""
-    free = available_bytes() if device is None else free_bytes(device)
+    free = free_bytes(device)
     if free is not None and n_bytes > free:
         raise MemoryError(f"{what} takes {n_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. {way_out}")
 

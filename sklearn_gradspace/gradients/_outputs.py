@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Scalar = str | Callable[[Tensor], Tensor]
+Labels = Tensor | str | None  # one label a row, "predicted" for the net's own, or all
 
 
 def as_table(returned: object, n: int) -> Tensor:
@@ -41,7 +42,7 @@ def two_logits(outputs: Tensor) -> Tensor:
     return outputs if outputs.shape[1] > 1 else nn.functional.pad(outputs, (1, 0))
 
 
-def cotangents(scalar: Scalar, outputs: Tensor, labels: Tensor | None = None) -> Tensor:
+def cotangents(scalar: Scalar, outputs: Tensor, labels: Labels = None) -> Tensor:
     """Return the derivatives of scalars in the outputs.
 
     Parameters
@@ -49,18 +50,34 @@ def cotangents(scalar: Scalar, outputs: Tensor, labels: Tensor | None = None) ->
     scalar : {"cross_entropy", "log_probability", "logit"} or callable
         Which scalars a row has: see `GradientEngine`.
     outputs : Tensor of shape (n, n_outputs)
-    labels : Tensor of shape (n,), optional
-        The number of one scalar for each row; by default all.
+    labels : Tensor of shape (n,) or "predicted", optional
+        The number of one scalar for each row, or that of the label that the net predicts; by default all.
 
     Returns
     -------
     Tensor of shape (n, 1, n_outputs) or (n, n_scalars, n_outputs)
     """
     outputs = outputs.detach()
+    if isinstance(labels, str):
+        labels = predicted_labels(scalar, outputs)
     labels = None if labels is None else labels.to(outputs.device)
     if callable(scalar):
         return _of_function(scalar, outputs, labels)
     return _SCALARS[scalar](outputs, labels)
+
+
+def label_probabilities(logits: Tensor) -> Tensor:
+    """Return the net's probabilities of shape (n, n_labels); one logit z stands for the two logits (0, z)."""
+    return torch.cat([-logits, logits], 1).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+
+def predicted_labels(scalar: Scalar, outputs: Tensor) -> Tensor:
+    """Return the number of each row's largest logit; a single logit stands for the two logits (0, z)."""
+    if callable(scalar):
+        raise ValueError(f"labels='predicted' needs one of the scalars {', '.join(map(repr, SCALARS))}, no function.")
+    if outputs.shape[1] == 1 and scalar != "logit":
+        return (outputs[:, 0] > 0).long()
+    return outputs.argmax(1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:

@@ -174,6 +174,17 @@ def test_augmented_rows_are_those_of_the_augmented_data(array):
     assert augmented.augment is None and augmented.augmented(np.random.default_rng(0)) is augmented
 
 
+def test_augmentation_may_write_over_its_rows(array):
+    def shift(X, generator):
+        X += 1
+        return X
+
+    X = array.X.copy()
+    augmented = GradientArray(array.features, array.X, shift).augmented(np.random.default_rng(0))
+    np.testing.assert_array_equal(array.X, X)
+    np.testing.assert_array_equal(augmented.X, X + 1)
+
+
 def test_augmentation_that_changes_the_shape_is_refused(array):
     with pytest.raises(ValueError, match="augment returned rows of shape"):
         GradientArray(array.features, array.X, lambda X, generator: X[:, :1]).augmented(np.random.default_rng(0))

@@ -141,6 +141,45 @@ def test_selection_error_is_the_share_of_entries_that_differ(percentile, dtype, 
     assert (0 < differ < 0.02) if percentile < 100 else differ == 0
 
 
+@pytest.mark.parametrize("where", ["in the first layer", "in the second"])
+def test_thresholds_of_masked_products_are_those_of_their_entries(where, device, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(60, 200), torch.nn.ReLU(), torch.nn.Linear(200, 3))
+    X = np.random.default_rng(0).normal(size=(4, 60))
+    engine = GradientEngine(net, X, "all", device)
+    mask = np.ones(engine.n_params, bool)
+    mask[engine.blocks[0 if where == "in the first layer" else 2].slice][::3] = False
+    features = GradientFeatures(engine, 15, mask=mask)
+    expected = features(X)
+    monkeypatch.setattr(_selection, "_MANY", 1)
+    assert torch.equal(features(X), expected)
+
+
+def test_masked_features_are_written_to_the_place_that_is_given(device):
+    case = BY_NAME["conv2d twice"]
+    plain = make_features(case, device, 100, None)
+    mask = np.arange(plain.n_features) % 3 > 0
+    features = replace(plain, mask=mask)
+    expected = plain(case.X)[..., mask]
+    assert_close(features(case.X), expected, 0)
+    whole = torch.full((*expected.shape[:2], expected.shape[2] + 2), torch.nan, dtype=torch.float64, device=device)
+    for part in features.parts(case.X, None, whole[..., 1:-1]):
+        assert part.shape[1:] == expected.shape[1:]
+    assert_close(whole[..., 1:-1], expected, 0)
+
+
+def test_memory_of_masked_features_is_that_of_a_part_and_of_what_is_kept(device):
+    case = BY_NAME["mlp of two layers"]
+    plain = make_features(case, device, 100, None)
+    engine = plain.engine
+    assert plain.memory(7) == engine.memory(7)
+    masked = replace(plain, mask=np.arange(plain.n_features) == 3)
+    entry = engine.n_labels * engine.feature_dtype.itemsize
+    assert masked.memory(7) - masked.memory(0) == engine.memory(7, features=0) - engine.memory(0) + 7 * entry
+    for features in (plain, masked):
+        rows = features.affordable_rows(features.memory(20))
+        assert rows == 20 and features.affordable_rows(0) == 1
+
+
 @pytest.mark.parametrize("percentile", [15, 99])
 def test_thresholds_of_products_are_those_of_their_entries(percentile, device, monkeypatch):
     net = torch.nn.Sequential(torch.nn.Linear(60, 200), torch.nn.ReLU(), torch.nn.Linear(200, 3))

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from asserts import assert_close
+from cases import BY_NAME
 from nets import sum_and_product
 
 from sklearn_gradspace.gradients import SCALARS
@@ -131,3 +132,19 @@ def test_rows_that_are_not_finite_are_named(value):
     outputs[[1, 4], [0, 2]] = value
     with pytest.raises(ValueError, match=r"NaN or infinity for rows \[1, 4\] of the batch"):
         check_finite(outputs)
+
+
+def test_labels_that_are_neither_numbers_nor_predicted_are_refused():
+    case = BY_NAME["mlp of two layers"]
+    with pytest.raises(ValueError, match="labels='true' is neither 'predicted' nor"):
+        case.engine()(case.X, "true")
+    with pytest.raises(ValueError, match="labels='predicted' needs one of the scalars 'cross_entropy'"):
+        case.engine(scalar=sum_and_product)(case.X, "predicted")
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 5])
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_the_predicted_label_is_the_likeliest(scalar, n_outputs):
+    outputs = outputs_of(n_outputs, 20)
+    likeliest = of_all_labels(outputs, -1).argmax(1) if scalar != "logit" else outputs.argmax(1)
+    assert torch.equal(cotangents(scalar, outputs, "predicted"), cotangents(scalar, outputs, likeliest))

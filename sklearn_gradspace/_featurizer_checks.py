@@ -1,0 +1,67 @@
+"""What the parameters of GradientFeaturizer may be.
+
+A featurizer enters; an error that says what to do leaves where a parameter, by itself or beside another, means nothing.
+"""
+
+from numbers import Integral, Real
+
+import numpy as np
+
+from ._skorch_sklearn import check_device
+from .gradients import DTYPES, FISHER_SCALES, SCALARS, SCALES, SELECTIONS
+
+_OUTPUTS = ("lazy", "dense", "csr")
+_LABELS = ("all", "predicted")
+
+
+def check_parameters(featurizer) -> None:
+    """Raise an error that names the first parameter of a GradientFeaturizer that means nothing."""
+    if not isinstance(featurizer.percentile, Real) or not 0 < featurizer.percentile <= 100:
+        raise ValueError(
+            f"percentile={featurizer.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
+        )
+    choices = {
+        "scale": (*SCALES, *FISHER_SCALES),
+        "selection": SELECTIONS,
+        "dtype": DTYPES,
+        "scalar": SCALARS,
+        "output": _OUTPUTS,
+        "labels": _LABELS,
+    }
+    for name, values in choices.items():
+        value = getattr(featurizer, name)
+        if not (name == "scalar" and callable(value)) and value not in values:
+            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
+    if featurizer.labels == "predicted" and callable(featurizer.scalar):
+        raise ValueError(
+            "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
+            "of a function belongs to the predicted label is not known."
+        )
+    if featurizer.scale in FISHER_SCALES and featurizer.scalar not in ("cross_entropy", "log_probability"):
+        raise ValueError(
+            f"scale={featurizer.scale!r} needs scalar='cross_entropy' or 'log_probability': its expectation is over "
+            "labels, by their probabilities."
+        )
+    if featurizer.net_output is not None and not callable(featurizer.net_output):
+        raise TypeError("net_output is neither None nor a function that takes what the net returns.")
+    if featurizer.power is not None and not (isinstance(featurizer.power, Real) and 0 < featurizer.power < np.inf):
+        raise ValueError(f"power={featurizer.power!r} is neither a positive number nor None.")
+    projection = featurizer.projection
+    is_count = isinstance(projection, Integral) and not isinstance(projection, bool) and projection > 0
+    is_share = isinstance(projection, Real) and not isinstance(projection, Integral) and 0 < projection < 1
+    if projection is not None and not is_count and not is_share:
+        raise ValueError(
+            f"projection={projection!r} is neither a positive number of dimensions, a share in (0, 1), nor None."
+        )
+    if featurizer.batch_size != "auto" and not (
+        isinstance(featurizer.batch_size, Integral) and featurizer.batch_size > 0
+    ):
+        raise ValueError(f"batch_size={featurizer.batch_size!r} is neither a positive integer nor 'auto'.")
+    if featurizer.augment is not None and not callable(featurizer.augment):
+        raise TypeError(f"augment={featurizer.augment!r} is neither None nor a function of rows and a NumPy generator.")
+    if featurizer.augment is not None and featurizer.output != "lazy":
+        raise ValueError(
+            f"augment needs output='lazy': with output={featurizer.output!r} features are computed once. Leave augment "
+            "out, or transform augmented rows."
+        )
+    check_device(featurizer.device)

@@ -1,0 +1,89 @@
+"""Projection: the features of each parameter, mapped to fewer by a sparse matrix.
+
+Features and blocks enter; shorter features, and their blocks, leave.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from ._blocks import Block
+from ._sharing import tensor_of
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The map ``f -> A f`` of the features of each block.
+
+    Parameters
+    ----------
+    sources : tuple of Block
+        The blocks of what is projected.
+    matrices : tuple of Tensor of shape (n_components, size) or None
+        A matrix A in CSR layout for each block; a block for which it is None stays as it is.
+    """
+
+    sources: tuple[Block, ...]
+    matrices: tuple[Tensor | None, ...]
+
+    @classmethod
+    def of(
+        cls, blocks: Sequence[Block], matrices: Sequence[sparse.csr_array | None], dtype: torch.dtype
+    ) -> "Projection":
+        """Return the projection by SciPy's matrices, in the precision of the features."""
+        arrays = [None if m is None else (m.indptr, m.indices, m.data, m.shape) for m in matrices]
+        return _unpack(tuple(blocks), arrays).to(torch.device("cpu"), dtype)
+
+    def __reduce__(self):
+        # As arrays, which joblib maps into workers and hashes alike everywhere.
+        return _unpack, (self.sources, [None if matrix is None else _arrays(matrix) for matrix in self.matrices])
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of what leaves."""
+        blocks, start = [], 0
+        for source, matrix in zip(self.sources, self.matrices):
+            blocks.append(Block(source.name, source.shape if matrix is None else (matrix.shape[0],), start))
+            start += blocks[-1].size
+        return tuple(blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices."""
+        return sum(array.nbytes for matrix in self.matrices if matrix is not None for array in _arrays(matrix)[:3])
+
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Projection":
+        """Return the projection on `device`."""
+        return Projection(self.sources, tuple(None if m is None else m.to(device, dtype) for m in self.matrices))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return features of shape (n, k, n_projected) for those of shape (n, k, n_features)."""
+        last = self.blocks[-1]
+        projected = features.new_empty((*features.shape[:2], last.start + last.size))
+        for source, block, matrix in zip(self.sources, self.blocks, self.matrices):
+            part = features[..., source.slice]
+            if matrix is not None:
+                part = (matrix @ part.flatten(0, 1).T).T.unflatten(0, features.shape[:2])
+            projected[..., block.slice] = part
+        return projected
+
+
+def _arrays(matrix: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
+    parts = (matrix.crow_indices(), matrix.col_indices(), matrix.values())
+    return *(part.cpu().numpy() for part in parts), tuple(matrix.shape)
+
+
+def _unpack(sources: tuple[Block, ...], arrays: Sequence[tuple | None]) -> Projection:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        matrices = [
+            None if of is None else torch.sparse_csr_tensor(*map(tensor_of, of[:3]), of[3], check_invariants=False)
+            for of in arrays
+        ]
+    return Projection(sources, tuple(matrices))
