@@ -4,19 +4,17 @@ Samples of any rank that the net takes enter; a matrix of shape (n_samples, n_la
 sparse. Daróczy, Aleksziew and Benczúr, arXiv:1807.06630.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from sklearn import get_config
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
-from torch import Tensor
 
-from ._base_net import resolve_net, trained_classes, trained_module
+from ._base_net import BaseNetMixin, as_array, resolve_net, trained_classes
 from ._featurizer_checks import check_parameters
 from ._random_projection import random_projection
 from .gradients import (
@@ -30,14 +28,13 @@ from .gradients import (
     Whitening,
     as_mask,
     over_batches,
-    packed,
 )
 
 _WHITENING_ROWS = 2000  # that are enough for the factors of a whitening, whose cost is high
 _ENOUGH_BYTES = 2**28  # gradients in a batch from which larger ones are no faster
 
 
-class GradientFeaturizer(TransformerMixin, BaseEstimator):
+class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
     """Per-sample gradients of a trained net's loss in its weights, for every candidate label, as features.
 
     Column ``k * n_params + p`` of a row is the derivative of the cross-entropy of the row and candidate label k in
@@ -226,7 +223,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
             The fitted transformer.
         """
         check_parameters(self)
-        X = _as_array(X)
+        X = as_array(X)
         if y is None:
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
         else:
@@ -306,7 +303,7 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_parameters(self)
-        X = validate_data(self, _as_array(X), dtype="numeric", allow_nd=True, reset=False)
+        X = validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False)
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
         array = self._lazy(X)
@@ -409,28 +406,9 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
         row_bytes = features.n_labels * features.n_features * features.engine.feature_dtype.itemsize
         return int(np.clip(_ENOUGH_BYTES // row_bytes, 1, min(1024, features.affordable_rows(budget))))
 
-    def __sklearn_clone__(self):
-        # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.
-        params = self.get_params(deep=False)
-        net = params.pop("net")
-        shared = net if trained_module(net) is not None else clone(net, safe=False)
-        twin = type(self)(net=shared, **{name: clone(value, safe=False) for name, value in params.items()})
-        for name in ("_metadata_request", "_sklearn_output_config"):
-            if hasattr(self, name):
-                setattr(twin, name, copy.deepcopy(getattr(self, name)))
-        return twin
-
-    def __getstate__(self) -> dict:
-        # Of a skorch net the module travels alone; what trained it is not needed, and would not be hashed alike.
-        state = super().__getstate__()
-        modules = {name: trained_module(value) for name, value in state.items()}
-        return state | {name: packed(module) for name, module in modules.items() if module is not None}
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.target_tags.required = trained_module(self.net) is None
         tags.transformer_tags.preserves_dtype = ["float32"]
-        tags.input_tags.three_d_array = True
         return tags
 
 
@@ -439,7 +417,3 @@ class GradientFeaturizer(TransformerMixin, BaseEstimator):
 GradientFeaturizer._sklearn_auto_wrap_output_keys = property(
     lambda self: {"transform"} if self.output == "dense" else set()
 )
-
-
-def _as_array(X):
-    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
