@@ -13,10 +13,32 @@ from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._base_net import BaseNetMixin, as_array, resolve_net
+from ._random_projection import random_projection
 from ._skorch_sklearn import check_device
-from .gradients import DTYPES, SCALARS, GradientEngine, GradientGram, free_bytes, require_memory
+from .gradients import DTYPES, SCALARS, Block, GradientEngine, GradientGram, free_bytes, require_memory
 
+_COLUMN_ENTRIES = 4  # of the matrices of projections: more would be no better for gradients, in which nothing is alone
 _PRODUCTS = {None: None, "bfloat16": torch.bfloat16}
+
+
+class LogitDirections:
+    """Random orthonormal combinations of a net's outputs, as scalars to differentiate.
+
+    Parameters
+    ----------
+    n_directions : int
+        No more than there are outputs; more make no difference.
+    seed : int
+    """
+
+    def __init__(self, n_directions: int, seed: int) -> None:
+        self.n_directions, self.seed = n_directions, seed
+
+    def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return combinations of shape (n, n_directions) of outputs of shape (n, n_outputs)."""
+        n_outputs = outputs.shape[1]
+        square = torch.randn(n_outputs, n_outputs, generator=torch.Generator().manual_seed(self.seed))
+        return outputs @ torch.linalg.qr(square).Q[:, : self.n_directions].to(outputs)
 
 
 class GradientGramMixin(BaseNetMixin):
@@ -32,14 +54,24 @@ class GradientGramMixin(BaseNetMixin):
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
         self.sample_shape_ = X.shape[1:]
         self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
+        random_state = check_random_state(self.random_state)
+        seed = int(random_state.randint(2**31))
+        scalar = self.scalar if self.n_directions is None else LogitDirections(self.n_directions, seed)
         engine = GradientEngine(
-            self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
+            self.module_, X, self.layers, self.device, scalar=scalar, output=self.net_output, dtype=self.dtype
         )
+        projection = None
+        if self.projection is not None:
+            stacked = [Block(b.name, (engine.n_labels * b.size,), engine.n_labels * b.start) for b in engine.blocks]
+            projection = random_projection(
+                stacked, self.projection, random_state, engine.feature_dtype, _COLUMN_ENTRIES
+            )
         self.gram_ = GradientGram(
             engine,
             self.degree,
             self.normalize,
             self.views,
+            projection,
             _PRODUCTS[self.products],
             int(get_config()["working_memory"] * 2**20),
             self.verbose,
@@ -72,6 +104,11 @@ class GradientGramMixin(BaseNetMixin):
             value = getattr(self, name)
             if not (name == "scalar" and callable(value)) and value not in values:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
+        for name in ("n_directions", "projection"):
+            if getattr(self, name) is not None:
+                check_scalar(getattr(self, name), name, Integral, min_val=1)
+        if self.n_directions is not None and self.scalar != "logit":
+            raise ValueError(f"n_directions combines logits: it needs scalar='logit', not {self.scalar!r}.")
         for name in ("net_output", "views"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} is neither None nor a function.")
@@ -104,11 +141,19 @@ class GradientKernel(GradientGramMixin, TransformerMixin, BaseEstimator):
     scalar : {"logit", "cross_entropy", "log_probability"} or callable, default="logit"
         What is differentiated. With all logits, K of them, everything takes K times as long as with one scalar. A
         callable maps outputs of shape (n, n_outputs) to scalars of shape (n, n_scalars).
+    n_directions : int, optional
+        Number of random orthonormal combinations of logits that are differentiated in place of all logits: the kernel's
+        expectation is the same, and it costs so many times that of one scalar.
     net_output : callable, optional
         Picks the outputs from what the net returns, where that is a tuple or the like.
     views : callable, optional
         From rows of shape (n, ...) to a list of versions of them, of the same shape, such as images and their mirror
         images; gradients, and outputs, are averaged over them.
+    projection : int, optional
+        Dimensions D to which each parameter's gradients, those of all scalars together, are projected at random,
+        sparsely. They are then computed once and held, and a kernel value has a random error: of about ``D^(-1/2)``,
+        beside values of 1 for a row with itself, before it is raised to `degree`. Linear layers are not projected where
+        their gradients are not formed. By default nothing is.
     n_components : int, optional
         Number of random rows of `fit`, landmarks, to which the kernel is taken; features are then the Nyström map,
         whose inner products approximate the kernel. By default features are kernel values with all rows of `fit`.
@@ -120,7 +165,7 @@ class GradientKernel(GradientGramMixin, TransformerMixin, BaseEstimator):
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
         Precision of the gradients; by default the net's.
     random_state : int, RandomState or None, default=None
-        Seed of the landmarks and of the net that `net=None` trains.
+        Seed of the landmarks, directions and projection, and of the net that `net=None` trains.
     verbose : int, default=0
         Whether to show a progress bar.
 
@@ -171,8 +216,10 @@ class GradientKernel(GradientGramMixin, TransformerMixin, BaseEstimator):
         normalize=True,
         layers="weights",
         scalar="logit",
+        n_directions=None,
         net_output=None,
         views=None,
+        projection=None,
         n_components=None,
         products=None,
         device=None,
@@ -185,8 +232,10 @@ class GradientKernel(GradientGramMixin, TransformerMixin, BaseEstimator):
         self.normalize = normalize
         self.layers = layers
         self.scalar = scalar
+        self.n_directions = n_directions
         self.net_output = net_output
         self.views = views
+        self.projection = projection
         self.n_components = n_components
         self.products = products
         self.device = device

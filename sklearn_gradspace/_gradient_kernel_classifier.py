@@ -28,7 +28,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
 
     Parameters
     ----------
-    net, degree, normalize, layers, scalar, net_output, views
+    net, degree, normalize, layers, scalar, n_directions, net_output, views, projection
         The kernel, as of :class:`GradientKernel`.
     alphas : sequence of float, default=(0.01, 0.03, 0.1, 0.3, 1.0)
         Penalties to choose from, beside kernel values of 1 for a row with itself, by the squared error of leave-one-out
@@ -90,8 +90,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         normalize=True,
         layers="weights",
         scalar="logit",
+        n_directions=None,
         net_output=None,
         views=None,
+        projection=None,
         alphas=(0.01, 0.03, 0.1, 0.3, 1.0),
         base_output=True,
         n_components=None,
@@ -106,8 +108,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.normalize = normalize
         self.layers = layers
         self.scalar = scalar
+        self.n_directions = n_directions
         self.net_output = net_output
         self.views = views
+        self.projection = projection
         self.alphas = alphas
         self.base_output = base_output
         self.n_components = n_components

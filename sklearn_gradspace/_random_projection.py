@@ -16,7 +16,11 @@ from .gradients import Block, Projection, require_memory
 
 
 def random_projection(
-    blocks: Sequence[Block], n_components: int | float, random_state: np.random.RandomState, dtype: torch.dtype
+    blocks: Sequence[Block],
+    n_components: int | float,
+    random_state: np.random.RandomState,
+    dtype: torch.dtype,
+    column_entries: int | None = None,
 ) -> Projection | None:
     """Return a random projection of each block, or None where no block is larger than what it is projected to.
 
@@ -28,17 +32,21 @@ def random_projection(
     random_state : RandomState
     dtype : dtype
         Precision of the features.
+    column_entries : int, optional
+        Mean number of entries in a column of a matrix; by default those of scikit-learn's "auto", which make
+        ``1 / sqrt(size)`` of all.
     """
     sizes = [n_components if isinstance(n_components, Integral) else ceil(n_components * b.size) for b in blocks]
     projected = [size < block.size for size, block in zip(sizes, blocks)]
     if not any(projected):
         return None
-    # A row of a matrix has sqrt(size) entries; SciPy's and torch's copies of a block's exist at the same time.
-    n_entries = sum(size * sqrt(block.size) for size, block, on in zip(sizes, blocks, projected) if on)
+    densities = [1 / sqrt(b.size) if column_entries is None else column_entries / s for s, b in zip(sizes, blocks)]
+    # SciPy's and torch's copies of a block's matrix exist at the same time.
+    n_entries = sum(d * s * b.size for d, s, b, on in zip(densities, sizes, blocks, projected) if on)
     way_out = "Project to fewer dimensions, or choose fewer `layers`."
     require_memory(40 * n_entries, f"projection={n_components!r}, a sparse matrix of {n_entries:.0f} entries,", way_out)
     matrices = []
-    for block, size, on in zip(blocks, sizes, projected):
-        projector = SparseRandomProjection(size, density="auto", random_state=random_state) if on else None
+    for block, size, density, on in zip(blocks, sizes, densities, projected):
+        projector = SparseRandomProjection(size, density=min(density, 1), random_state=random_state) if on else None
         matrices.append(projector.fit(sparse.csr_array((1, block.size))).components_ if on else None)
     return Projection.of(blocks, matrices, dtype)

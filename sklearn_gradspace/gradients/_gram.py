@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ._engine import GradientEngine
 from ._factored import FactoredGradients
+from ._projection import Projection
 
 Views = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -85,6 +86,8 @@ class GradientGram:
         True: a row's kernel with itself is 1. "layer": that holds of each parameter's kernel, whose mean is taken.
     views : callable, optional
         From rows to several versions of them, of the same shape, over which gradients and outputs are averaged.
+    projection : Projection, optional
+        What the gradients of each parameter, those for all scalars one after the other, are mapped to.
     dtype : torch.dtype, optional
         Precision of the factors of inner products; by default the gradients'.
     working_memory : int
@@ -97,9 +100,14 @@ class GradientGram:
     degree: int = 2
     normalize: bool | str = True
     views: Views | None = None
+    projection: Projection | None = None
     dtype: torch.dtype | None = None
     working_memory: int = 2**30
     verbose: int = 0
+
+    def __post_init__(self) -> None:
+        if self.projection is not None:
+            object.__setattr__(self, "projection", self.projection.to(self.engine.device))
 
     def __call__(self, X: np.ndarray, Y: np.ndarray | None = None) -> Tensor:
         """Return the kernel of shape (n, m) of rows `X` with rows `Y`, by default with themselves."""
@@ -122,7 +130,7 @@ class GradientGram:
         Gradients are computed anew for each pair of tiles: that is cheap beside their inner products.
         """
         others = X if Y is None else Y
-        large, small = self._steps()
+        large, small = self._steps(others[:1])
         with tqdm(total=len(X), desc="kernel", disable=not self.verbose, unit="row") as bar:
             for rows in _slices(len(X), large):
                 tile = self.tile(X[rows])
@@ -149,17 +157,17 @@ class GradientGram:
             raise ValueError(f"views must return arrays of shape {X.shape}, that of its rows; it returned {wrong}.")
         return views
 
-    def _row_bytes(self, dtype: torch.dtype | None = None) -> int:
-        return self.engine.n_labels * self.engine.n_params * (dtype or self.engine.feature_dtype).itemsize
-
     @property
     def _pass_rows(self) -> int:
-        formed = max(1, int(self.working_memory // 8 // self._row_bytes()))
+        """Rows of a pass, all of whose gradients are formed."""
+        row_bytes = self.engine.n_labels * self.engine.n_params * self.engine.feature_dtype.itemsize
+        formed = max(1, int(self.working_memory // 8 // row_bytes))
         return min(_ROWS, formed, self.engine.affordable_rows(self.working_memory / 4))
 
-    def _steps(self) -> tuple[int, int]:
+    def _steps(self, row: np.ndarray) -> tuple[int, int]:
         """Return the rows of a tile that stays, and of one that it meets."""
-        large = max(1, int(self.working_memory * 0.6 // self._row_bytes(self.dtype)))
+        row_bytes = sum(tensor.nbytes for tensors in self.tile(row).gradients.values() for tensor in tensors)
+        large = max(1, int(self.working_memory * 0.6 // row_bytes))
         return large, max(1, large // 4)
 
     def tile(self, X: np.ndarray) -> GradientTile:
@@ -181,7 +189,7 @@ class GradientGram:
             gradients = FactoredGradients(self.engine, view)
             n, k, _ = gradients.shape
             for block in self.engine.blocks:
-                if len(views) == 1 and block.name in gradients.factors:
+                if len(views) == 1 and block.name in gradients.factors:  # cheaper than any projection
                     found[block.name] = gradients.factors[block.name]
                     continue
                 if block.name not in found:
@@ -189,7 +197,10 @@ class GradientGram:
                     found[block.name] = (zeros,)
                 for rows, part in gradients.parts(block.name):
                     found[block.name][0][rows].add_(part.flatten(1), alpha=1 / len(views))
-        return found
+        if self.projection is None:
+            return found
+        formed = {name: tensors for name, tensors in found.items() if len(tensors) == 1}
+        return found | {name: (self.projection.of_block(name, gradients),) for name, (gradients,) in formed.items()}
 
     def _kernel(self, tile: GradientTile, other: GradientTile, norms: Tensor, other_norms: Tensor) -> Tensor:
         """Return the kernel of two tiles, whose squared norms are of shape (n_blocks, n)."""

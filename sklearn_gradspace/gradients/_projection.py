@@ -66,12 +66,15 @@ class Projection:
         """Return features of shape (n, k, n_projected) for those of shape (n, k, n_features)."""
         last = self.blocks[-1]
         projected = features.new_empty((*features.shape[:2], last.start + last.size))
-        for source, block, matrix in zip(self.sources, self.blocks, self.matrices):
-            part = features[..., source.slice]
-            if matrix is not None:
-                part = (matrix @ part.flatten(0, 1).T).T.unflatten(0, features.shape[:2])
-            projected[..., block.slice] = part
+        for source, block in zip(self.sources, self.blocks):
+            part = self.of_block(source.name, features[..., source.slice].flatten(0, 1))
+            projected[..., block.slice] = part.unflatten(0, features.shape[:2])
         return projected
+
+    def of_block(self, name: str, features: Tensor) -> Tensor:
+        """Return features of shape (n, n_components) for those of shape (n, size) of one block."""
+        matrix = next(m for source, m in zip(self.sources, self.matrices) if source.name == name)
+        return features if matrix is None else (matrix @ features.T).T
 
 
 def _arrays(matrix: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
