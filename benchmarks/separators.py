@@ -1,0 +1,104 @@
+"""The separators beside their floor: the gradient kernel of 10,000 CIFAR-10 images, and GradNet's predictions for them.
+
+    python benchmarks/separators.py --data-home DIR [--device cuda]
+
+DIR holds ``cifar10.npz`` and the authors' net, ``gradnet_base_cifar10.npz``. The kernel is that of ``--directions`` of
+the ten logits. Its floor is the operations of inner products and of the gradients' window products at the rate of a large
+matrix product, measured in the same run with the same types. That of predictions is the operations of all gradients and
+hidden units, and writing all features to memory once, at the rates measured. The peak is that of the process beyond what
+it had before, the kernel matrix included.
+"""
+
+import argparse
+import time
+from math import prod
+
+import torch
+from _cifar10 import authors_net, second_half
+from _measure import fill, gemm, machine, peak_memory, table
+
+from sklearn_gradspace import GradientFeaturizer, GradientKernel, GradNetClassifier
+
+_POSITIONS = {"features.0.weight": 22 * 22, "features.3.weight": 11 * 11, "head.weight": 1}
+
+
+def main() -> None:
+    """Measure both, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-home", required=True)
+    parser.add_argument("--rows", type=int, default=10000)
+    parser.add_argument("--directions", type=int, default=1, help="combinations of logits in the kernel; 10 is all")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    net, data = authors_net(options.data_home), second_half(options.data_home)
+    X = data.X_test[: options.rows].copy()
+    train = data.X[:1000].copy(), data.y[:1000]
+    del data
+    window_flop = sum(2 * p.numel() * _POSITIONS[name] for name, p in net.named_parameters() if name in _POSITIONS)
+    n_params, n = sum(p.numel() for p in net.parameters() if p.ndim > 1), len(X)
+    conv_params = n_params - net.head.weight.numel()  # the last layer's inner products are those of its factors
+
+    rows = []
+    for products in (None, "bfloat16"):
+        rate = _gemm_rate(torch.float32 if products is None else torch.bfloat16, device)
+        kernel = GradientKernel(net, n_directions=options.directions, products=products, device=device, random_state=0)
+        kernel.fit(X[:4])
+        inner = options.directions * conv_params * float(n) * n  # of a triangle
+        floor = inner / rate + n * options.directions * window_flop / _gemm_rate(torch.float32, device)
+        seconds, peak = _measured(lambda kernel=kernel: kernel.pairwise(X), device)
+        rows.append(
+            [f"kernel, {products or 'float32'}", f"{seconds:.0f}", f"{floor:.0f}", f"{floor / seconds:.2f}", peak]
+        )
+
+    features = GradientFeaturizer(net, device=device).fit(train[0])
+    gradnet = GradNetClassifier((5, 100, 25), max_epochs=1, random_state=0).fit(features.transform(train[0]), train[1])
+    hidden_flop = 2 * sum(prod(layer.weight.shape) for layer in gradnet.module_.hidden)
+    run, n_bytes = fill(64 * n_params, device)
+    write_rate = n_bytes / _seconds(run, device, 20)
+    flop = 10 * n * (window_flop + hidden_flop)
+    floor = flop / _gemm_rate(torch.float32, device) + 10 * n * n_params * 4 / write_rate
+    seconds, peak = _measured(lambda: gradnet.predict(features.transform(X)), device)
+    rows.append(_row("GradNet, ten labels a row", seconds, floor, peak))
+
+    print(machine(device))
+    print(f"{n} rows, {options.directions} of 10 directions of logits, authors' CNN of {n_params} weights\n")
+    print(table(["", "seconds", "floor", "reached", "peak GiB"], rows))
+
+
+def _row(name: str, seconds: float, floor: float, peak: str) -> list[str]:
+    return [name, f"{seconds:.1f}", f"{floor:.1f}", f"{floor / seconds:.2f}", peak]
+
+
+def _seconds(run, device: torch.device, repeats: int) -> float:
+    run()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    _wait(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
+    if dtype == torch.float32:
+        run, flop = gemm(device)
+        return flop / _seconds(run, device, 10)
+    size = 4096
+    left, right = torch.rand(2, size, size, device=device).to(dtype)
+    return 2.0 * size**3 / _seconds(lambda: left @ right, device, 5)
+
+
+def _measured(run, device: torch.device) -> tuple[float, str]:
+    start = time.perf_counter()
+    peak = peak_memory(run, device)
+    return time.perf_counter() - start, f"{peak / 2**30:.2f}"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()
