@@ -3,10 +3,10 @@
     python benchmarks/separators.py --data-home DIR [--device cuda]
 
 DIR holds ``cifar10.npz`` and the authors' net, ``gradnet_base_cifar10.npz``. The kernel is that of ``--directions`` of
-the ten logits. Its floor is the operations of inner products and of the gradients' window products at the rate of a large
-matrix product, measured in the same run with the same types. That of predictions is the operations of all gradients and
-hidden units, and writing all features to memory once, at the rates measured. The peak is that of the process beyond what
-it had before, the kernel matrix included.
+the ten logits. Its floor is the operations of inner products and of the gradients' window products at the rate of a
+large matrix product, measured in the same run with the same types. That of predictions is the operations of all
+gradients and hidden units, and writing all features to memory once, at the rates measured. The peak is that of the
+process beyond what it had before, the kernel matrix included.
 """
 
 import argparse
