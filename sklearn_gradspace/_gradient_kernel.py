@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._base_net import BaseNetMixin, as_array, resolve_net
 from ._random_projection import random_projection
 from ._skorch_sklearn import check_device
-from .gradients import DTYPES, SCALARS, Block, GradientEngine, GradientGram, free_bytes, require_memory
+from .gradients import DTYPES, SCALARS, Block, GradientEngine, GradientGram, GradientTile, free_bytes, require_memory
 
 _COLUMN_ENTRIES = 4  # of the matrices of projections: more would be no better for gradients, in which nothing is alone
 _PRODUCTS = {None: None, "bfloat16": torch.bfloat16}
@@ -329,7 +329,7 @@ class GradientKernel(GradientGramMixin, TransformerMixin, BaseEstimator):
         return gram_matrix(self.gram_, X, Y).cpu().numpy()
 
 
-def gram_matrix(gram: GradientGram, X: np.ndarray, Y: np.ndarray | None = None) -> torch.Tensor:
+def gram_matrix(gram: GradientGram, X: np.ndarray | GradientTile, Y: np.ndarray | None = None) -> torch.Tensor:
     """Return a kernel matrix, or say what would fit where it does not."""
     n, m, device = len(X), len(X if Y is None else Y), gram.engine.device
     itemsize, free = gram.engine.feature_dtype.itemsize, free_bytes(device) or 0

@@ -159,7 +159,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
 
     def _fit_exactly(self, X: np.ndarray, targets: Tensor, alphas: np.ndarray) -> Tensor:
         """Set coefficients, and return the leave-one-out residuals of the best penalty."""
-        ridge = KernelRidge(gram_matrix(self.gram_, X, None))
+        self._held = self.gram_.held(X)
+        ridge = KernelRidge(gram_matrix(self.gram_, self._held))
         errors, best = [], None
         for alpha in alphas:
             try:
@@ -182,8 +183,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
 
     def _fit_landmarks(self, X: np.ndarray, targets: Tensor, alphas: np.ndarray) -> Tensor:
         self.landmarks_ = self._landmarks(X)
-        whitening = inverse_square_root(self.gram_(self.landmarks_))
-        features = self.gram_.dot(X, self.landmarks_, whitening).cpu().numpy()
+        self._held = self.gram_.held(self.landmarks_)
+        whitening = inverse_square_root(self.gram_(self._held))
+        features = self.gram_.dot(X, self._held, whitening).cpu().numpy()
         ridge = RidgeCV(alphas, fit_intercept=False, scoring="neg_mean_squared_error", store_cv_results=True)
         targets_ = targets.cpu().numpy()
         ridge.fit(features, targets_)
@@ -211,7 +213,13 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         check_is_fitted(self)
         X = self._validated(X)
         coefficients = torch.from_numpy(self.dual_coef_).to(self.gram_.engine.device)
-        return (self._start(X) + self.gram_.dot(X, self.landmarks_, coefficients)).cpu().numpy()
+        landmarks = getattr(self, "_held", self.landmarks_)
+        return (self._start(X) + self.gram_.dot(X, landmarks, coefficients)).cpu().numpy()
+
+    def __getstate__(self) -> dict:
+        state = super().__getstate__()
+        state.pop("_held", None)  # what can be computed anew
+        return state
 
     def decision_function(self, X):
         """Return the scores of the classes.

@@ -8,7 +8,7 @@ from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
-from ._gram import GradientGram
+from ._gram import GradientGram, GradientTile
 from ._mask import as_mask
 from ._memory import free_bytes, require_memory
 from ._outputs import SCALARS, two_logits
@@ -36,6 +36,7 @@ __all__ = [
     "GradientEngine",
     "GradientFeatures",
     "GradientGram",
+    "GradientTile",
     "KernelRidge",
     "NotPositiveDefiniteError",
     "ParameterRule",

@@ -6,6 +6,7 @@ empirical neural tangent kernel; that of the logits is the mean over them.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,6 +36,18 @@ class GradientTile:
     def __init__(self, gradients: dict[str, tuple[Tensor, ...]]) -> None:
         self.gradients = gradients
 
+    def __len__(self) -> int:
+        return len(next(iter(self.gradients.values()))[0])
+
+    def __getitem__(self, rows: slice) -> "GradientTile":
+        return GradientTile({name: tuple(t[rows] for t in tensors) for name, tensors in self.gradients.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return sum(tensor.nbytes for tensors in self.gradients.values() for tensor in tensors)
+
+    @cached_property
     def squared_norms(self) -> Tensor:
         """Return for each parameter the sums over scalars of squared norms, of shape (n_blocks, n)."""
         # Those of a row at a time: the squares of all of a tile would be another tile.
@@ -74,6 +87,9 @@ def _product(first: Tensor, second: Tensor) -> Tensor:
     return total
 
 
+Rows = np.ndarray | GradientTile
+
+
 @dataclass(frozen=True)
 class GradientGram:
     """The kernel of two sets of rows: ``(Σ_layers Σ_c ⟨g_c(x), g_c(x')⟩)^degree``, normalised or not.
@@ -109,7 +125,7 @@ class GradientGram:
         if self.projection is not None:
             object.__setattr__(self, "projection", self.projection.to(self.engine.device))
 
-    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None) -> Tensor:
+    def __call__(self, X: Rows, Y: Rows | None = None) -> Tensor:
         """Return the kernel of shape (n, m) of rows `X` with rows `Y`, by default with themselves."""
         n, m = len(X), len(X if Y is None else Y)
         kernel = torch.empty(n, m, dtype=self.engine.feature_dtype, device=self.engine.device)
@@ -117,28 +133,38 @@ class GradientGram:
             kernel[rows, columns] = values
         return mirror_lower(kernel) if Y is None else kernel
 
-    def dot(self, X: np.ndarray, Y: np.ndarray, coefficients: Tensor) -> Tensor:
+    def dot(self, X: Rows, Y: Rows, coefficients: Tensor) -> Tensor:
         """Return ``kernel(X, Y) @ coefficients``, of shape (n, k), a tile of the kernel at a time."""
         products = torch.zeros(len(X), coefficients.shape[1], dtype=coefficients.dtype, device=self.engine.device)
         for rows, columns, values in self._tiles(X, Y):
             products[rows] += values @ coefficients[columns]
         return products
 
-    def _tiles(self, X: np.ndarray, Y: np.ndarray | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    def held(self, X: np.ndarray) -> Rows:
+        """Return the gradients of rows, to be used in their place, if they are projected and fit; else the rows."""
+        fits = self.projection is not None and len(X) <= self._steps(X[:1])[0]
+        return self.tile(X) if fits else X
+
+    def _tiles(self, X: Rows, Y: Rows | None) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield tiles of the kernel; without `Y` those of its lower triangle.
 
-        Gradients are computed anew for each pair of tiles: that is cheap beside their inner products.
+        Gradients that are not held are computed anew for each pair of different tiles.
         """
         others = X if Y is None else Y
         large, small = self._steps(others[:1])
         with tqdm(total=len(X), desc="kernel", disable=not self.verbose, unit="row") as bar:
             for rows in _slices(len(X), large):
-                tile = self.tile(X[rows])
-                norms = tile.squared_norms()
-                for columns in _slices(rows.stop if Y is None else len(Y), small):
-                    other = self.tile(others[columns])
-                    yield rows, columns, self._kernel(tile, other, norms, other.squared_norms())
+                tile = self._tile_of(X, rows)
+                for columns in _slices(rows.start if Y is None else len(Y), small):
+                    yield rows, columns, self._kernel(tile, self._tile_of(others, columns))
+                if Y is None:
+                    for own in _slices(len(tile), small):
+                        columns = slice(rows.start + own.start, rows.start + own.stop)
+                        yield rows, columns, self._kernel(tile, tile[own])
                 bar.update(rows.stop - rows.start)
+
+    def _tile_of(self, X: Rows, rows: slice) -> GradientTile:
+        return X[rows] if isinstance(X, GradientTile) else self.tile(X[rows])
 
     def outputs(self, X: np.ndarray) -> Tensor:
         """Return what the net says of rows, of shape (n, n_outputs), averaged over views."""
@@ -164,10 +190,9 @@ class GradientGram:
         formed = max(1, int(self.working_memory // 8 // row_bytes))
         return min(_ROWS, formed, self.engine.affordable_rows(self.working_memory / 4))
 
-    def _steps(self, row: np.ndarray) -> tuple[int, int]:
+    def _steps(self, row: Rows) -> tuple[int, int]:
         """Return the rows of a tile that stays, and of one that it meets."""
-        row_bytes = sum(tensor.nbytes for tensors in self.tile(row).gradients.values() for tensor in tensors)
-        large = max(1, int(self.working_memory * 0.6 // row_bytes))
+        large = max(1, int(self.working_memory * 0.6 // self._tile_of(row, slice(0, 1)).nbytes))
         return large, max(1, large // 4)
 
     def tile(self, X: np.ndarray) -> GradientTile:
@@ -202,26 +227,26 @@ class GradientGram:
         formed = {name: tensors for name, tensors in found.items() if len(tensors) == 1}
         return found | {name: (self.projection.of_block(name, gradients),) for name, (gradients,) in formed.items()}
 
-    def _kernel(self, tile: GradientTile, other: GradientTile, norms: Tensor, other_norms: Tensor) -> Tensor:
-        """Return the kernel of two tiles, whose squared norms are of shape (n_blocks, n)."""
+    def _kernel(self, tile: GradientTile, other: GradientTile) -> Tensor:
         with self.engine.computing():
+            norms = tile.squared_norms, other.squared_norms
             if self.normalize == "layer":
-                # A gradient of zero has a kernel of zero with all.
-                scales = [norm.clamp(min=_tiny(norm)).rsqrt() for norm in (norms, other_norms)]
+                scales = map(_inverse_root, norms)
                 products = zip(tile.inner(other), *scales)
-                total = sum(product.mul_(a[:, None]).mul_(b) for product, a, b in products) / len(norms)
+                total = sum(product.mul_(a[:, None]).mul_(b) for product, a, b in products) / len(norms[0])
             else:
                 total = sum(tile.inner(other))
                 if self.normalize:
-                    a, b = (norm.sum(0).clamp(min=_tiny(norm)).rsqrt() for norm in (norms, other_norms))
+                    a, b = (_inverse_root(norm.sum(0)) for norm in norms)
                     total = total.mul_(a[:, None]).mul_(b)
                 else:
                     total = total / self.engine.n_labels
             return total.pow_(self.degree)
 
 
-def _tiny(tensor: Tensor) -> float:
-    return torch.finfo(tensor.dtype).tiny
+def _inverse_root(squares: Tensor) -> Tensor:
+    """Return what makes lengths 1, and a finite number for a length of zero: its inner products are zero."""
+    return squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
 
 
 def _slices(n: int, step: int) -> Iterator[slice]:
