@@ -7,6 +7,7 @@ empirical neural tangent kernel; that of the logits is the mean over them.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import torch
@@ -50,13 +51,7 @@ class GradientTile:
     @cached_property
     def squared_norms(self) -> Tensor:
         """Return for each parameter the sums over scalars of squared norms, of shape (n_blocks, n)."""
-        # Those of a row at a time: the squares of all of a tile would be another tile.
-        return torch.stack(
-            [
-                torch.stack(list(map(_square, tensors[0]))) * (_square_rows(tensors[1]) if tensors[1:] else 1)
-                for tensors in self.gradients.values()
-            ]
-        )
+        return torch.stack([prod(map(_squared_lengths, tensors)) for tensors in self.gradients.values()])
 
     def inner(self, other: "GradientTile") -> Iterator[Tensor]:
         """Yield for each parameter the sums over scalars of inner products, of shape (n, m)."""
@@ -65,12 +60,8 @@ class GradientTile:
             yield product.mul_(more[0]) if more else product
 
 
-def _square(row: Tensor) -> Tensor:
-    return row.to(_summed(row.dtype)).square().sum()
-
-
-def _square_rows(rows: Tensor) -> Tensor:
-    return rows.square().sum(1)
+def _squared_lengths(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=_summed(rows.dtype)).square()
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:
