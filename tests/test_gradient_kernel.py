@@ -122,9 +122,9 @@ def test_fewer_directions_are_deterministic_and_right_on_average(net, X):
         return GradientKernel(net, n_directions=2, random_state=seed, **options).fit_transform(X)
 
     assert np.array_equal(of(0), of(0)) and not np.array_equal(of(0), of(1))
-    found = np.array([of(seed) for seed in range(100)])
-    # The mean of 100 draws is within five of its standard errors, for each of 78 values.
-    assert (np.abs(found.mean(0) - whole) < 5 * found.std(0) / 10 + 1e-12).all()
+    found = np.array([of(seed) for seed in range(49)])
+    # The mean of 49 draws is within five of its standard errors, for each of 78 values.
+    assert (np.abs(found.mean(0) - whole) < 5 * found.std(0) / 7 + 1e-12).all()
 
 
 @pytest.mark.parametrize("n_directions", [1, 3, 4, 9])
