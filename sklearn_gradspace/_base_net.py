@@ -87,7 +87,7 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
             f"net must be a torch Module, a fitted skorch net, a callable net(X, y) or None, not {type(net).__name__}."
         )
     if y is None:
-        raise ValueError("GradientFeaturizer without a trained net requires y to be passed, but the target y is None.")
+        raise ValueError("without a trained net the estimator requires y to be passed, but the target y is None.")
     if net is None:
         sizes = {"module__n_features": prod(X.shape[1:])}
         classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu", **sizes)

@@ -3,19 +3,30 @@
 Samples that a net takes enter; kernel values with other samples leave, or Nyström features of them.
 """
 
+from dataclasses import replace
 from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn import get_config
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._base_net import BaseNetMixin, as_array, resolve_net
 from ._random_projection import random_projection
 from ._skorch_sklearn import check_device
-from .gradients import DTYPES, SCALARS, Block, GradientEngine, GradientGram, GradientTile, free_bytes, require_memory
+from .gradients import (
+    DTYPES,
+    SCALARS,
+    Block,
+    GradientEngine,
+    GradientGram,
+    GradientTile,
+    Projection,
+    free_bytes,
+    require_memory,
+)
 
 _COLUMN_ENTRIES = 4  # of the matrices of projections: more would be no better for gradients, in which nothing is alone
 _PRODUCTS = {None: None, "bfloat16": torch.bfloat16}
@@ -37,8 +48,9 @@ class LogitDirections:
     def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return combinations of shape (n, n_directions) of outputs of shape (n, n_outputs)."""
         n_outputs = outputs.shape[1]
-        square = torch.randn(n_outputs, n_outputs, generator=torch.Generator().manual_seed(self.seed))
-        return outputs @ torch.linalg.qr(square).Q[:, : self.n_directions].to(outputs)
+        shape = n_outputs, min(self.n_directions, n_outputs)
+        directions = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
+        return outputs @ torch.linalg.qr(directions).Q.to(outputs)
 
 
 class GradientGramMixin(BaseNetMixin):
@@ -54,29 +66,34 @@ class GradientGramMixin(BaseNetMixin):
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
         self.sample_shape_ = X.shape[1:]
         self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
-        random_state = check_random_state(self.random_state)
-        seed = int(random_state.randint(2**31))
-        scalar = self.scalar if self.n_directions is None else LogitDirections(self.n_directions, seed)
+        random_state, scalar = check_random_state(self.random_state), self.scalar
+        if self.n_directions is not None:
+            scalar = LogitDirections(self.n_directions, int(random_state.randint(2**31)))
         engine = GradientEngine(
             self.module_, X, self.layers, self.device, scalar=scalar, output=self.net_output, dtype=self.dtype
         )
-        projection = None
-        if self.projection is not None:
-            stacked = [Block(b.name, (engine.n_labels * b.size,), engine.n_labels * b.start) for b in engine.blocks]
-            projection = random_projection(
-                stacked, self.projection, random_state, engine.feature_dtype, _COLUMN_ENTRIES
-            )
         self.gram_ = GradientGram(
             engine,
             self.degree,
             self.normalize,
             self.views,
-            projection,
-            _PRODUCTS[self.products],
-            int(get_config()["working_memory"] * 2**20),
-            self.verbose,
+            dtype=_PRODUCTS[self.products],
+            working_memory=int(get_config()["working_memory"] * 2**20),
+            verbose=self.verbose,
         )
+        if self.projection is not None:
+            self.gram_ = replace(self.gram_, projection=self._projection(X[:1], random_state))
         return X
+
+    def _projection(self, row: np.ndarray, random_state: np.random.RandomState) -> Projection | None:
+        """Return a projection of those gradients that are formed."""
+        engine, tile = self.gram_.engine, self.gram_.tile(row)
+        stacked = [
+            Block(b.name, (engine.n_labels * b.size,), engine.n_labels * b.start)
+            for b in engine.blocks
+            if len(tile.gradients[b.name]) == 1
+        ]
+        return random_projection(stacked, self.projection, random_state, engine.feature_dtype, _COLUMN_ENTRIES)
 
     @property
     def engine_report_(self):
@@ -120,7 +137,7 @@ class GradientGramMixin(BaseNetMixin):
         return X[np.sort(rows)]
 
 
-class GradientKernel(GradientGramMixin, TransformerMixin, BaseEstimator):
+class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """The kernel of gradient space: inner products of the gradients of a trained net's outputs in its weights.
 
     ``Θ(x, x') = (Σ_layers mean_c ⟨∇ z_c(x), ∇ z_c(x')⟩)^degree``, normalised to ``Θ(x, x) = 1``. A linear model with a
@@ -159,7 +176,8 @@ class GradientKernel(GradientGramMixin, TransformerMixin, BaseEstimator):
         whose inner products approximate the kernel. By default features are kernel values with all rows of `fit`.
     products : {"bfloat16"}, optional
         "bfloat16" rounds gradients to 8 bits before inner products, which are summed in blocks of 16,384 terms: several
-        times as fast where the processor has instructions for it. The relative error of kernel values is about 0.001.
+        times as fast where the processor has instructions for it. The relative error of kernel values is about 0.001
+        times `degree`, that of the kernel of a row with itself included.
     device : str or device, optional
         Where to compute; by default where the net is.
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional

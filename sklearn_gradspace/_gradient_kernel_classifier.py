@@ -8,11 +8,12 @@ import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import RidgeCV
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
-from ._base_net import as_array
+from ._base_net import as_array, trained_classes
 from ._calibration import fit_temperature
 from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
 from .gradients import KernelRidge, NotPositiveDefiniteError, two_logits
@@ -136,17 +137,28 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self : object
             The fitted classifier.
         """
-        alphas = np.asarray(self.alphas, dtype=float)
+        try:
+            alphas = np.asarray(self.alphas, dtype=float)
+        except (TypeError, ValueError):
+            alphas = np.empty(0)
         if alphas.ndim != 1 or not len(alphas) or not (np.isfinite(alphas) & (alphas > 0)).all():
             raise ValueError(f"alphas={self.alphas!r} is not a sequence of positive numbers.")
         if y is None:
             raise ValueError("GradientKernelClassifier requires y to be passed, but the target y is None.")
+        y = column_or_1d(as_array(y), warn=True)
+        assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         X = self._fit_gram(X, y)
-        y = column_or_1d(as_array(y), warn=True)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds only one class, {self.classes_[0]!r}; a classifier needs two at least.")
+            raise ValueError(f"y holds only one class, {self.classes_.item()!r}; a classifier needs two at least.")
+        known = trained_classes(self.net)
+        unknown = np.setdiff1d(self.classes_, self.classes_ if known is None else known)
+        if self.base_output and len(unknown):
+            raise ValueError(
+                f"y holds labels unknown to the base net, with whose probabilities base_output=True begins: "
+                f"{unknown[:10].tolist()}. Use base_output=False."
+            )
         self._frequencies = np.bincount(codes) / len(codes)
         start = self._start(X)
         targets = torch.eye(len(self.classes_), dtype=start.dtype, device=start.device)[torch.from_numpy(codes)] - start
@@ -162,7 +174,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self._held = self.gram_.held(X)
         ridge = KernelRidge(gram_matrix(self.gram_, self._held))
         errors, best = [], None
-        for alpha in alphas:
+        for alpha in alphas.tolist():
             try:
                 coefficients, residuals = ridge.solve(alpha, targets)
             except NotPositiveDefiniteError:

@@ -48,5 +48,6 @@ def random_projection(
     matrices = []
     for block, size, density, on in zip(blocks, sizes, densities, projected):
         projector = SparseRandomProjection(size, density=min(density, 1), random_state=random_state) if on else None
-        matrices.append(projector.fit(sparse.csr_array((1, block.size))).components_ if on else None)
+        # At density 1 it is an array.
+        matrices.append(sparse.csr_array(projector.fit(sparse.csr_array((1, block.size))).components_) if on else None)
     return Projection.of(blocks, matrices, dtype)

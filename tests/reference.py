@@ -86,3 +86,22 @@ def scale(train, new, how, sizes):
 def power_norm(features, power):
     """Return sign(v) |v|^power."""
     return np.sign(features) * np.abs(features) ** power
+
+
+def kernel(first, second, sizes, degree=2, normalize=True):
+    """Return the kernel of shape (n, m) of gradients of shape (n, k, n_params) with others, a pair at a time."""
+    ends = np.cumsum(sizes)
+    blocks = [slice(e - s, e) for s, e in zip(sizes, ends)] if normalize == "layer" else [slice(0, ends[-1])]
+    values = np.empty((len(first), len(second)))
+    for i, j in np.ndindex(values.shape):
+        values[i, j] = np.mean([_product(first[i][:, b], second[j][:, b], normalize) for b in blocks]) ** degree
+    return values
+
+
+def _product(first, second, normalize):
+    """Return the inner product of gradients of shape (k, size), or the cosine of their angle."""
+    product = np.sum(first * second)
+    if not normalize:
+        return product / len(first)
+    lengths = np.linalg.norm(first) * np.linalg.norm(second)
+    return product / lengths if lengths else 0.0

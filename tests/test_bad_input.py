@@ -9,7 +9,7 @@ from skorch import NeuralNetClassifier
 from skorch.dataset import Dataset
 from torch import nn
 
-from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+from sklearn_gradspace import GradientFeaturizer, GradientKernel, GradientKernelClassifier, GradNetClassifier
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import Block, GradientArray
 from sklearn_gradspace.gradients import _memory as memory
@@ -306,3 +306,90 @@ def test_initializing_before_any_data():
     with pytest.raises(Exception, match="sizes of its module from data: call fit") as error:
         GradNetClassifier().initialize()
     assert "NotFitted" in type(error.value).__name__
+
+
+KERNEL_PARAMETERS = [
+    ({"degree": 0}, ValueError, "degree == 0, must be >= 1"),
+    ({"degree": 1.5}, TypeError, "degree must be an instance of"),
+    ({"normalize": "row"}, ValueError, "normalize='row' is none of True, False, 'layer'"),
+    ({"normalize": None}, ValueError, "normalize=None is none of"),
+    ({"scalar": "loss"}, ValueError, "scalar='loss' is none of"),
+    ({"scalar": ["logit"]}, ValueError, r"scalar=\['logit'\] is none of"),
+    ({"scalar": torch.sum}, ValueError, r"scalar must map outputs of shape .* it returned \(\)"),
+    ({"dtype": "float16"}, ValueError, "dtype='float16' is none of None, 'float64'"),
+    ({"products": "float16"}, ValueError, "products='float16' is none of None, 'bfloat16'"),
+    ({"n_directions": 0}, ValueError, "n_directions == 0, must be >= 1"),
+    ({"n_directions": 2.0}, TypeError, "n_directions must be an instance of"),
+    ({"n_directions": 2, "scalar": "cross_entropy"}, ValueError, "it needs scalar='logit', not 'cross_entropy'"),
+    ({"n_directions": 2, "scalar": torch.sin}, ValueError, "it needs scalar='logit', not"),
+    ({"projection": 0}, ValueError, "projection == 0, must be >= 1"),
+    ({"projection": 0.5}, TypeError, "projection must be an instance of"),
+    ({"n_components": 0}, ValueError, "n_components == 0, must be >= 1"),
+    ({"n_components": "all"}, TypeError, "n_components must be an instance of"),
+    ({"views": 2}, TypeError, "views is neither None nor a function"),
+    ({"views": lambda X: [X[:, :2]]}, ValueError, r"views must return arrays of shape \(\d+, 6\).*\(\d+, 2\)"),
+    ({"net_output": 0}, TypeError, "net_output is neither None nor a function"),
+    ({"device": "nowhere"}, ValueError, "device='nowhere' cannot be used"),
+    ({"layers": "conv*"}, ValueError, r"no trainable parameter matches 'conv\*'"),
+    ({"layers": []}, ValueError, r"layers=\[\] is neither"),
+    ({"net": "resnet18"}, TypeError, "net must be a torch Module"),
+    ({"net": MLP}, TypeError, "net is the class MLP: pass a trained instance"),
+    ({"net": lambda X, y: None}, TypeError, "must return a torch Module"),
+    ({"net": nn.Sequential(MLP(6, 3), nn.Softmax(-1)), "scalar": "cross_entropy"}, ValueError, "returns probabilities"),
+    ({"net": Returns(lambda z: z - z.mean(0))}, ValueError, "mixes the rows of a batch"),
+]
+
+
+@pytest.mark.parametrize("estimator", [GradientKernel, GradientKernelClassifier])
+@pytest.mark.parametrize(("parameters", "error", "message"), KERNEL_PARAMETERS)
+def test_kernel_parameters(estimator, parameters, error, message):
+    with pytest.raises(error, match=message):
+        model = estimator(**({"net": MLP(6, 3)} | parameters)).fit(X, y)
+        getattr(model, "transform", getattr(model, "predict", None))(X)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"alphas": []}, r"alphas=\[\] is not a sequence of positive numbers"),
+        ({"alphas": 0.1}, "alphas=0.1 is not a sequence"),
+        ({"alphas": None}, "alphas=None is not a sequence"),
+        ({"alphas": "auto"}, "alphas='auto' is not a sequence"),
+        ({"alphas": [[0.1]]}, r"alphas=\[\[0.1\]\] is not a sequence"),
+        ({"alphas": [0.1, [0.2]]}, "alphas=.* is not a sequence"),
+        ({"alphas": [0.1, 0.0]}, r"alphas=\[0.1, 0.0\] is not a sequence"),
+        ({"alphas": [0.1, float("nan")]}, "is not a sequence"),
+        ({"alphas": [float("inf")]}, "is not a sequence"),
+        ({"net": MLP(6, 4)}, "of 4 labels that the net knows, but y holds 3 classes: use base_output=False"),
+    ],
+)
+@pytest.mark.parametrize("n_components", [None, 3])
+def test_kernel_classifier_parameters(parameters, message, n_components):
+    with pytest.raises(ValueError, match=message):
+        GradientKernelClassifier(**({"net": MLP(6, 3), "n_components": n_components} | parameters)).fit(X, y)
+
+
+@pytest.mark.parametrize("estimator", [GradientKernel, GradientKernelClassifier])
+def test_samples_of_a_kernel(estimator):
+    model = estimator(MLP(6, 3)).fit(X, y)
+    function = getattr(model, "transform", getattr(model, "predict", None))
+    for bad, message in (
+        (np.where(X > 1, np.float32(np.nan), X), "NaN"),
+        (X[:0], r"0 sample\(s\)"),
+        (X[:, :5], "expecting 6 features"),
+        (X[:, :, None], r"samples of shape \(6, 1\); the net was fitted to \(6,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            function(bad)
+
+
+def test_labels_of_a_kernel():
+    for classifier in (GradientKernelClassifier(MLP(6, 3)), GradientKernelClassifier(MLP(6, 3), base_output=False)):
+        with pytest.raises(ValueError, match="y holds only one class, 1; a classifier needs two"):
+            classifier.fit(X, np.ones(12, int))
+        with pytest.raises(ValueError, match="requires y to be passed, but the target y is None"):
+            classifier.fit(X, None)
+        with pytest.raises(ValueError, match="Unknown label type"):
+            classifier.fit(X, np.linspace(0, 1, 12))
+    with pytest.raises(ValueError, match="requires y to be passed, but the target y is None"):
+        GradientKernel().fit(X)

@@ -2,7 +2,7 @@
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+from sklearn_gradspace import GradientFeaturizer, GradientKernel, GradientKernelClassifier, GradNetClassifier
 
 
 @parametrize_with_checks(
@@ -13,6 +13,13 @@ from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
         GradientFeaturizer(percentile=100, scale=None, power=None, layers="all"),
         GradientFeaturizer(scale="rms", n_jobs=2),
         GradientFeaturizer(scale="layer", batch_size=3),
+        GradientKernel(),
+        GradientKernel(n_components=5),
+        GradientKernel(normalize="layer", layers="all"),
+        GradientKernelClassifier(),
+        GradientKernelClassifier(n_components=5),
+        GradientKernelClassifier(normalize="layer", layers="all"),
+        GradientKernelClassifier(base_output=False),
         GradNetClassifier(),
         GradNetClassifier(activation="square", structure="full", regularization=1e-4),
         GradNetClassifier(views="all", schedule="cosine", regularization=1e-4, l1_ratio=0.5, label_smoothing=0.01),

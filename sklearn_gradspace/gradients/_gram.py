@@ -56,12 +56,22 @@ class GradientTile:
     def inner(self, other: "GradientTile") -> Iterator[Tensor]:
         """Yield for each parameter the sums over scalars of inner products, of shape (n, m)."""
         for name, mine in self.gradients.items():
-            product, *more = (_product(a.flatten(1), b.flatten(1)) for a, b in zip(mine, other.gradients[name]))
+            factors = zip(*_alike(mine, other.gradients[name]))
+            product, *more = (_product(a.flatten(1), b.flatten(1)) for a, b in factors)
             yield product.mul_(more[0]) if more else product
 
 
 def _squared_lengths(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=_summed(rows.dtype)).square()
+
+
+def _alike(*gradients: tuple[Tensor, ...]) -> Sequence[tuple[Tensor, ...]]:
+    """Return gradients of one parameter, formed if not all are factored: some rows may call its layer otherwise."""
+    return gradients if len(set(map(len, gradients))) == 1 else [(_formed(tensors),) for tensors in gradients]
+
+
+def _formed(tensors: tuple[Tensor, ...]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.einsum("nko,ni->nkoi", *tensors).flatten(1)
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:
@@ -94,7 +104,7 @@ class GradientGram:
     views : callable, optional
         From rows to several versions of them, of the same shape, over which gradients and outputs are averaged.
     projection : Projection, optional
-        What the gradients of each parameter, those for all scalars one after the other, are mapped to.
+        What the gradients of a parameter, those for all scalars one after the other, are mapped to; of any parameters.
     dtype : torch.dtype, optional
         Precision of the factors of inner products; by default the gradients'.
     working_memory : int
@@ -168,7 +178,7 @@ class GradientGram:
     def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:
         if self.views is None:
             return [X]
-        views = [np.asarray(view, dtype=X.dtype) for view in self.views(X)]
+        views = [np.asarray(view) for view in self.views(X)]
         wrong = [view.shape for view in views if view.shape != X.shape]
         if wrong or not views:
             raise ValueError(f"views must return arrays of shape {X.shape}, that of its rows; it returned {wrong}.")
@@ -194,6 +204,7 @@ class GradientGram:
                 if name not in whole:
                     dtypes = [self.dtype or t.dtype for t in tensors]
                     whole[name] = tuple(t.new_empty(len(X), *t.shape[1:], dtype=d) for t, d in zip(tensors, dtypes))
+                whole[name], tensors = _alike(whole[name], tensors)
                 for place, tensor in zip(whole[name], tensors):
                     place[rows] = tensor
         return GradientTile(whole)
@@ -213,10 +224,9 @@ class GradientGram:
                     found[block.name] = (zeros,)
                 for rows, part in gradients.parts(block.name):
                     found[block.name][0][rows].add_(part.flatten(1), alpha=1 / len(views))
-        if self.projection is None:
-            return found
-        formed = {name: tensors for name, tensors in found.items() if len(tensors) == 1}
-        return found | {name: (self.projection.of_block(name, gradients),) for name, (gradients,) in formed.items()}
+        for source in self.projection.sources if self.projection is not None else ():
+            found[source.name] = (self.projection.of_block(source.name, _formed(found[source.name])),)
+        return found
 
     def _kernel(self, tile: GradientTile, other: GradientTile) -> Tensor:
         with self.engine.computing():
@@ -232,7 +242,7 @@ class GradientGram:
                     total = total.mul_(a[:, None]).mul_(b)
                 else:
                     total = total / self.engine.n_labels
-            return total.pow_(self.degree)
+            return total.pow_(self.degree).to(self.engine.feature_dtype)
 
 
 def _inverse_root(squares: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ def _cholesky(matrix: Tensor) -> None:
         above = corner.triu(1)
         column.sub_(matrix[block.start :, : block.start] @ matrix[block, : block.start].T)
         factor, failed = torch.linalg.cholesky_ex(corner)  # of which the lower triangle is read
+        corner.copy_(factor.tril() + above)
         if failed:
             raise NotPositiveDefiniteError
-        corner.copy_(factor + above)
         below = matrix[block.stop :, block]
         below.copy_(torch.linalg.solve_triangular(factor.T, below, upper=True, left=False))
 

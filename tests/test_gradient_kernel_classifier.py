@@ -1,0 +1,231 @@
+"""GradientKernelClassifier: the closed form, leave-one-out by really leaving out, and what it leaves alone."""
+
+import pickle
+
+import numpy as np
+import pytest
+import reference
+import torch
+from asserts import assert_close, random_state_untouched, untouched
+from scipy.special import softmax
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.frozen import FrozenEstimator
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, LeaveOneOut, cross_val_predict, train_test_split
+from torch import nn
+
+from sklearn_gradspace import GradientKernel, GradientKernelClassifier
+from sklearn_gradspace._net_classifier import NetClassifier
+from sklearn_gradspace.gradients import _memory
+from sklearn_gradspace.modules import MLP
+
+ALPHAS = (0.01, 0.1, 1.0, 10.0)
+
+
+def make_net(n_classes=3):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MLP(6, n_classes, (5,)).double()
+
+
+@pytest.fixture
+def net():
+    return make_net()
+
+
+@pytest.fixture
+def data():
+    X = np.random.default_rng(0).normal(size=(30, 6))
+    return X, (X[:, 0] > 0).astype(int) + (X[:, 1] * X[:, 2] > 0)
+
+
+def slow(net, X, y, new, alpha, base_output=True, **options):
+    """Return the scores of new rows by the closed form, and the leave-one-out scores by refits."""
+    sizes = [p.numel() for p in net.parameters()]
+    weights = np.repeat([True, False, True, False], sizes)
+    train, test = (reference.gradients(net, rows, "logit")[..., weights] for rows in (X, new))
+    kernel, cross = (reference.kernel(rows, train, sizes[::2], **options) for rows in (train, test))
+    targets = np.eye(y.max() + 1)[y]
+    start, new_start = np.full((2, 1, targets.shape[1]), targets.mean(0))
+    if base_output:
+        start, new_start = (reference.probabilities(net, rows) for rows in (X, new))
+    ridge = KernelRidge(alpha=alpha, kernel="precomputed")
+    left_out = start + cross_val_predict(ridge, kernel, targets - start, cv=LeaveOneOut())
+    return new_start + cross @ np.linalg.solve(kernel + alpha * np.eye(len(X)), targets - start), left_out
+
+
+@pytest.mark.parametrize("base_output", [True, False])
+@pytest.mark.parametrize("options", [{}, {"degree": 1, "normalize": False}, {"degree": 3, "normalize": "layer"}])
+@pytest.mark.parametrize("n_classes", [3, 2, 1])
+def test_equals_the_slow_closed_form(data, base_output, options, n_classes, device):
+    (X, y), net = data, make_net(n_classes)
+    y = np.minimum(y, max(n_classes, 2) - 1)
+    model = GradientKernelClassifier(net, alphas=ALPHAS, base_output=base_output, device=device, **options)
+    model.fit(X[:20], y[:20])
+    results = [slow(net, X[:20], y[:20], X[20:], alpha, base_output, **options) for alpha in ALPHAS]
+    targets = np.eye(y.max() + 1)[y[:20]]
+    errors = [np.square(left_out - targets).mean() for _, left_out in results]
+    assert_close(model.loo_errors_, errors, 1e-8)
+    assert model.alpha_ == ALPHAS[np.argmin(errors)]
+    scores, left_out = results[np.argmin(errors)]
+    assert model.loo_score_ == np.mean(left_out.argmax(1) == y[:20])
+    decisions = model.decision_function(X[20:])
+    assert_close(decisions, scores if n_classes > 2 else scores[:, 1] - scores[:, 0], 1e-7)
+    assert np.array_equal(model.predict(X[20:]), scores.argmax(1))
+    assert_close(model.predict_proba(X[20:]), softmax(scores / model.temperature_, axis=1), 1e-7)
+    assert model.dual_coef_.shape == (20, y.max() + 1) and np.array_equal(model.landmarks_, X[:20])
+
+
+@pytest.mark.parametrize("base_output", [True, False])
+def test_landmarks_are_ridge_regression_on_nystrom_features(net, data, base_output, device):
+    X, y = data
+    options = {"n_components": 8, "random_state": 3, "device": device}
+    model = GradientKernelClassifier(net, alphas=ALPHAS, base_output=base_output, **options).fit(X[:20], y[:20])
+    kernel = GradientKernel(net, **options).fit(X[:20])
+    assert np.array_equal(model.landmarks_, kernel.landmarks_) and len(model.landmarks_) == 8
+    features, new = kernel.transform(X[:20]), kernel.transform(X[20:])
+    targets = np.eye(3)[y[:20]]
+    start, new_start = (
+        reference.probabilities(make_net(), rows) if base_output else targets.mean(0) for rows in (X[:20], X[20:])
+    )
+    ridges = [Ridge(alpha, fit_intercept=False) for alpha in ALPHAS]
+    left_out = [start + cross_val_predict(ridge, features, targets - start, cv=LeaveOneOut()) for ridge in ridges]
+    errors = [np.square(scores - targets).mean() for scores in left_out]
+    assert_close(model.loo_errors_, errors, 1e-7)
+    best = int(np.argmin(errors))
+    assert model.alpha_ == ALPHAS[best]
+    assert model.loo_score_ == np.mean(left_out[best].argmax(1) == y[:20])
+    assert_close(model.decision_function(X[20:]), new_start + ridges[best].fit(features, targets - start).predict(new))
+
+
+def test_all_rows_as_landmarks_are_the_exact_separator(net, data):
+    X, y = data
+    exact, landmarks = (GradientKernelClassifier(net, n_components=n).fit(X, y) for n in (None, 100))
+    assert exact.alpha_ == landmarks.alpha_ and exact.loo_score_ == landmarks.loo_score_
+    assert_close(landmarks.loo_errors_, exact.loo_errors_, 1e-6)
+    assert_close(landmarks.decision_function(X + 0.1), exact.decision_function(X + 0.1), 1e-6)
+    assert abs(landmarks.temperature_ / exact.temperature_ - 1) < 1e-4
+
+
+@pytest.mark.parametrize("n_components", [None, 10])
+def test_probabilities_are_calibrated_and_keep_the_order(net, data, n_components):
+    X, y = data
+    model = GradientKernelClassifier(net, n_components=n_components, random_state=0).fit(X, y)
+    new = np.random.default_rng(1).normal(size=(200, 6))
+    proba, scores = model.predict_proba(new), model.decision_function(new)
+    np.testing.assert_allclose(proba.sum(1), 1)
+    assert (proba >= 0).all() and np.array_equal(proba.argmax(1), scores.argmax(1))
+    assert np.array_equal(model.predict(new), model.classes_[proba.argmax(1)])
+    assert 0.02 <= model.temperature_ <= 10
+
+
+def test_the_temperature_is_the_best_of_leave_one_out_predictions(net, data):
+    X, y = data
+    model = GradientKernelClassifier(net, alphas=[1.0], base_output=False).fit(X, y)
+    _, left_out = slow(make_net(), X, y, X, 1.0, base_output=False)
+
+    def loss(temperature):
+        return -np.log(softmax(left_out / temperature, axis=1)[np.arange(30), y]).mean()
+
+    best = loss(model.temperature_)
+    assert 0.02 < model.temperature_ < 10 and all(best < loss(model.temperature_ * f) for f in (0.5, 0.98, 1.02, 2))
+
+
+@pytest.mark.parametrize("n_components", [None, 10])
+def test_labels_of_any_kind(net, data, n_components):
+    X, y = data
+    plain = GradientKernelClassifier(net, n_components=n_components, random_state=0).fit(X, y)
+    for labels in (np.array(["ant", "bee", "cow"]), np.array(["a", "b", "c"], dtype=object), np.array([-5, 2, 10])):
+        model = clone(plain).fit(X, labels[y])
+        assert np.array_equal(model.classes_, labels)
+        assert np.array_equal(model.predict(X), labels[plain.predict(X)])
+        assert model.score(X, labels[y]) == plain.score(X, y)
+
+
+def test_a_fitted_skorch_net_and_its_classes(data):
+    X, y = data
+    labels = np.array(["a", "b", "c"])[y]
+    base = NetClassifier(MLP, max_epochs=2, random_state=0).fit(X.astype(np.float32), labels)
+    for net in (base, base.module_, FrozenEstimator(base)):
+        model = GradientKernelClassifier(net).fit(X, labels)
+        assert_close(model.decision_function(X), GradientKernelClassifier(base.module_).fit(X, y).decision_function(X))
+        assert model.module_ is base.module_
+    other = np.array(["a", "b", "d"])[y]
+    with pytest.raises(ValueError, match=r"unknown to the base net.*base_output=True begins: \['d'\]\. Use base_outp"):
+        GradientKernelClassifier(base).fit(X, other)
+    assert set(GradientKernelClassifier(base, base_output=False).fit(X, other).predict(X)) <= {"a", "b", "d"}
+
+
+@pytest.mark.parametrize("n_components", [None, 5])
+def test_the_base_nets_probabilities_need_all_classes(net, data, n_components):
+    X, y = data
+    few = y < 2
+    model = GradientKernelClassifier(net, n_components=n_components)
+    with pytest.raises(ValueError, match=r"of 3 labels that the net knows, but y holds 2 classes: use base_output=Fal"):
+        model.fit(X[few], y[few])
+    assert model.set_params(base_output=False).fit(X[few], y[few]).predict_proba(X).shape == (30, 2)
+    with pytest.raises(ValueError, match=r"of 2 labels that the net knows, but y holds 3 classes"):
+        GradientKernelClassifier(make_net(1)).fit(X, y)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_components": 8}, {"n_directions": 2}, {"projection": 20}])
+def test_pickle_and_clone(data, options):
+    X, y = data
+    net = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    model = GradientKernelClassifier(net, random_state=0, **options).fit(X, y)
+    expected = model.predict_proba(X)
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), expected)
+    assert np.array_equal(clone(model).fit(X, y).predict_proba(X), expected)
+
+
+def test_grid_search(net, data):
+    X, y = data
+    grid = {"degree": [1, 2], "layers": ["weights", "*.3.*"], "n_components": [None, 5]}
+    search = GridSearchCV(GradientKernelClassifier(net, random_state=0), grid, cv=2, error_score="raise").fit(X, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all() and search.best_estimator_.module_ is net
+
+
+@pytest.mark.parametrize("n_components", [None, 8])
+def test_leaves_the_net_the_data_and_random_states_alone(net, data, n_components):
+    X, y = data
+    before = X.copy(), y.copy()
+    net.train()
+    with untouched(net), random_state_untouched():
+        GradientKernelClassifier(net, n_components=n_components, random_state=0).fit(X, y).predict_proba(X)
+        GradientKernelClassifier(net).fit(X, y)
+    assert np.array_equal(X, before[0]) and np.array_equal(y, before[1])
+
+
+def test_a_matrix_that_does_not_fit_says_how_many_rows_would(net, data, monkeypatch):
+    X, y = data
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 8 * 20**2)
+    message = r"a kernel matrix of shape \(30, 30\) .*Use fewer rows, 20 would fit, or landmarks: n_components=2000"
+    with pytest.raises(MemoryError, match=message):
+        GradientKernelClassifier(net).fit(X, y)
+    GradientKernelClassifier(net).fit(X[:20], y[:20])
+    GradientKernelClassifier(net, n_components=5).fit(X, y)
+
+
+def test_penalties_below_rounding(net, data):
+    X, y = (np.repeat(part, 2, 0) for part in data)  # a singular matrix
+    model = GradientKernelClassifier(net, degree=1, dtype="float32", alphas=[1e-12, 0.1, 1e-13]).fit(X, y)
+    assert np.array_equal(np.isnan(model.loo_errors_), [True, False, True]) and model.alpha_ == 0.1
+    alone = GradientKernelClassifier(net, degree=1, dtype="float32", alphas=[0.1]).fit(X, y)
+    assert_close(model.decision_function(X), alone.decision_function(X), 1e-6)
+    with pytest.raises(ValueError, match=r"not positive definite .*alphas=\[1e-12\]: add a larger one, or .*float64"):
+        GradientKernelClassifier(net, degree=1, dtype="float32", alphas=[1e-12]).fit(X, y)
+
+
+@pytest.mark.parametrize("n_components", [None, 150])
+def test_digits_are_told_apart_better_than_by_the_base_net(n_components):
+    X, y = load_digits(return_X_y=True)
+    X, X_new, y, y_new = train_test_split((X / 16).astype(np.float32), y, test_size=500, random_state=0, stratify=y)
+    base = NetClassifier(MLP, module__hidden_layer_sizes=(16,), max_epochs=5, random_state=0).fit(X[:400], y[:400])
+    model = GradientKernelClassifier(base, n_components=n_components, random_state=0).fit(X[400:800], y[400:800])
+    score = model.score(X_new, y_new)
+    assert score > base.score(X_new, y_new) + 0.03 and score > 0.93
+    assert abs(model.loo_score_ - score) < 0.04
+    correct = model.predict_proba(X_new)[np.arange(500), y_new]
+    assert -np.log(correct).mean() < 0.3
