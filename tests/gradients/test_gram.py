@@ -154,7 +154,7 @@ def test_factored_gradients_give_what_formed_ones_give(dtype, normalize, device)
     assert len(weights) == 3 and all(len(factored.tile(X).gradients[n]) == 2 for n in weights)
     assert all(len(tensors) == 1 for tensors in formed.tile(X).gradients.values())
     assert_close(factored(X, Y), formed(X, Y), 1e-12 if dtype == torch.float64 else 1e-5)
-    assert_close(factored.tile(X).squared_norms(), formed.tile(X).squared_norms(), 1e-5)
+    assert_close(factored.tile(X).squared_norms, formed.tile(X).squared_norms, 1e-5)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -268,7 +268,7 @@ def test_sums_in_half_precision_are_taken_in_single(device):
     rows = torch.ones(2, 2**16 + 3, dtype=torch.bfloat16, device=device)
     assert_close(_product(rows, rows), np.full((2, 2), 2**16 + 3), 2**-9)
     tile = GradientTile({"factored": (rows[:, None], rows), "formed": (rows,)})
-    assert_close(tile.squared_norms(), np.array([[(2.0**16 + 3) ** 2] * 2, [2.0**16 + 3] * 2]), 1e-6)
+    assert_close(tile.squared_norms, np.array([[(2.0**16 + 3) ** 2] * 2, [2.0**16 + 3] * 2]), 1e-6)
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 6, 7])
