@@ -1,7 +1,7 @@
 """The images of the GradNet authors' Table 1: raw rows, their augmentation, their views, and the nets that take them.
 
-Files leave as float32 arrays of shape (n, channels, height, width). The nets crop and standardise by themselves, so that
-an augmentation of raw images keeps their shape.
+Files leave as float32 arrays of shape (n, channels, height, width). The nets crop and standardise by themselves, so
+that an augmentation of raw images keeps their shape.
 """
 
 from collections.abc import Sequence
@@ -89,7 +89,10 @@ def nine_views(X: np.ndarray) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Images:
-    """Data of Table 1: the first half of the training rows is the base net's, the second the contenders'."""
+    """Data of Table 1: the first half of the training rows is the base net's, the second the contenders'.
+
+    Digits are neither mirrored (`mirror`) nor changed in contrast.
+    """
 
     X: np.ndarray
     y: np.ndarray

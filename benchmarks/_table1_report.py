@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from _measure import table
 
-# The authors' accuracies, base net → GradNet: A. R. Aleksziew, "Improving Neural Networks using Gradient Space" (poster).
+# The authors' accuracies, base net → GradNet: A. R. Aleksziew, "Improving Neural Networks using Gradient Space".
 AUTHORS_TABLE = {
     "cifar10": {
         0.79: 0.8289, 0.76: 0.8201, 0.74: 0.8066, 0.72: 0.7936, 0.68: 0.7649,
