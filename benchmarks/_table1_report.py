@@ -123,7 +123,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes.set_xlim(left=lowest - 2)
         axes.set_title(f"{of_base[0].data}, base net {base}{_authors_gain(of_base[0].data, base)}", fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
-    panels[0].legend(fontsize="small")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, fontsize="small")
     figure.supxlabel("test accuracy in %: mean and standard deviation over seeds")
     figure.savefig(path, dpi=150)
 
