@@ -276,7 +276,7 @@ CONTENDERS = {
         _kernel, ({"layers": "*head.weight", "n_directions": 1},), own_views=True, leave_one_out=True, seeded=False
     ),
     "fine-tuned": Contender(
-        _fine_tuned, tuple({"lr": lr, "max_epochs": epochs} for epochs in (5, 20) for lr in (0.001, 0.003, 0.01))
+        _fine_tuned, tuple({"lr": lr, "max_epochs": epochs} for epochs in (3, 8) for lr in (0.001, 0.003, 0.01))
     ),
     "last layer retrained": Contender(
         _last_layer, tuple({"C": C} for C in (1e-4, 1e-3, 1e-2, 1e-1)), own_views=True, same_features=True
