@@ -91,7 +91,7 @@ for features in rows:
 print(f"base net alone: {np.mean(base):.3f} ± {np.std(base):.3f}")
 
 # %%
-_, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
+fig, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
 for i, features in enumerate(rows):
     values = np.array([accuracies[features, name] for name in models])  # (n_models, n_repetitions)
     color = ("C0", "C9", "0.5", "0.8")[i]
@@ -99,7 +99,7 @@ for i, features in enumerate(rows):
 ax.axhline(np.mean(base), color="k", linestyle="--", label="base net")
 ax.set(ylim=(0.8, 1), ylabel="accuracy")
 ax.set_xticks(np.arange(len(models)) + 0.3, models)
-ax.legend(ncols=3, fontsize=8, loc="upper center")
+fig.legend(ncols=5, fontsize=8, loc="outside upper center")
 
 # %%
 # Gradients of the loss are worse than all else, the base net included: take those of the logit. They are level with the
