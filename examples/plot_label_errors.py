@@ -79,7 +79,7 @@ def show(images, titles):
 # - *Norm of the gradient*: the length of :math:`\nabla_w\,\mathrm{CE}(f_w(x), c)`, by
 #   :class:`~sklearn_gradspace.gradients.FactoredGradients`.
 # - *Left out*: one minus the score of c that :class:`~sklearn_gradspace.GradientKernelClassifier` predicts for x,
-#   fitted to the given labels of all other images. ``loo_scores_`` has these scores from a single fit. The classifier
+#   fitted to the given labels of all other images. ``loo_decision_function_`` has these scores from a single fit. The classifier
 #   corrects the net's probabilities or, with ``base_output=False``, starts anew.
 #
 # The last one has seen more than the net has: the other images with their labels, a tenth of them wrong. So it is also
@@ -101,10 +101,10 @@ def suspicions(net, X, given):
     return {
         "confidence": 1 - net.predict_proba(X)[rows, given],
         "norm of the gradient": squared_norms[rows, given],
-        "left out, gradients, corrected": 1 - correction.loo_scores_[rows, given],
-        "left out, gradients, anew": 1 - anew.loo_scores_[rows, given],
-        "left out, last layer, anew": 1 - last.loo_scores_[rows, given],
-        "left out, pixels, anew": 1 - pixel.loo_scores_[rows, given],
+        "left out, gradients, corrected": 1 - correction.loo_decision_function_[rows, given],
+        "left out, gradients, anew": 1 - anew.loo_decision_function_[rows, given],
+        "left out, last layer, anew": 1 - last.loo_decision_function_[rows, given],
+        "left out, pixels, anew": 1 - pixel.loo_decision_function_[rows, given],
     }, anew
 
 
@@ -146,7 +146,7 @@ for name in ("left out, gradients, anew", "left out, last layer, anew", "left ou
 # The most suspicious labels of the last repetition, with the one that the classifier proposes:
 
 suspicious = np.argsort(-scores["left out, gradients, anew"])[:10]
-proposed = classifier.classes_[classifier.loo_scores_.argmax(1)]
+proposed = classifier.classes_[classifier.loo_decision_function_.argmax(1)]
 show(
     X_new[suspicious],
     [f"given {given[i]}, proposed {proposed[i]}\ntruly {y_new[i]}" for i in suspicious],

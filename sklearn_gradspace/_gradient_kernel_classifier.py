@@ -54,7 +54,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         to rounding.
     loo_score_ : float
         Accuracy of the leave-one-out predictions with the penalty chosen.
-    loo_scores_ : ndarray of shape (n_samples, n_classes)
+    loo_decision_function_ : ndarray of shape (n_samples, n_classes)
         Scores of each row of `fit`, predicted without its label. A low score of the label that a row was given makes
         the label suspicious.
     temperature_ : float
@@ -167,9 +167,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         targets = torch.eye(len(self.classes_), dtype=start.dtype, device=start.device)[torch.from_numpy(codes)] - start
         fitted = self._fit_exactly if self.n_components is None else self._fit_landmarks
         residuals = fitted(X, targets, alphas)
-        self.loo_scores_ = (start + targets - residuals).cpu().numpy()
-        self.loo_score_ = float((self.loo_scores_.argmax(1) == codes).mean())
-        self.temperature_ = fit_temperature(self.loo_scores_, codes, bounds=_TEMPERATURES)
+        self.loo_decision_function_ = (start + targets - residuals).cpu().numpy()
+        self.loo_score_ = float((self.loo_decision_function_.argmax(1) == codes).mean())
+        self.temperature_ = fit_temperature(self.loo_decision_function_, codes, bounds=_TEMPERATURES)
         return self
 
     def _fit_exactly(self, X: np.ndarray, targets: Tensor, alphas: np.ndarray) -> Tensor:

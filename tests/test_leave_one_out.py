@@ -1,4 +1,4 @@
-"""GradientKernelClassifier.loo_scores_, beside fits that leave out one row after the other."""
+"""GradientKernelClassifier.loo_decision_function_, beside fits that leave out one row after the other."""
 
 import numpy as np
 import pytest
@@ -51,17 +51,17 @@ def test_scores_are_those_of_refits(net_and_rows, base_output, n_components):
         logits = net(torch.from_numpy(X).to(next(net.parameters()).device)).cpu().numpy()
     start = softmax(logits, axis=1) if base_output else np.full((len(y), 3), 1 / 3)
     expected = refits(features, n_components is None, start, y, 0.3)
-    np.testing.assert_allclose(model.loo_scores_, expected, atol=1e-9)
+    np.testing.assert_allclose(model.loo_decision_function_, expected, atol=1e-9)
 
 
 def test_scores_are_of_the_penalty_chosen_and_agree_with_the_other_attributes(net_and_rows):
     net, X, y = net_and_rows
     model = GradientKernelClassifier(net, alphas=[0.01, 0.3, 10.0]).fit(X, y)
     alone = GradientKernelClassifier(net, alphas=[model.alpha_]).fit(X, y)
-    np.testing.assert_allclose(model.loo_scores_, alone.loo_scores_, atol=1e-9)
-    right = model.classes_[model.loo_scores_.argmax(1)] == y
+    np.testing.assert_allclose(model.loo_decision_function_, alone.loo_decision_function_, atol=1e-9)
+    right = model.classes_[model.loo_decision_function_.argmax(1)] == y
     assert model.loo_score_ == right.mean()
-    errors = np.square(model.loo_scores_ - (y[:, None] == model.classes_)).mean()
+    errors = np.square(model.loo_decision_function_ - (y[:, None] == model.classes_)).mean()
     assert errors == pytest.approx(model.loo_errors_.min())
 
 
@@ -69,7 +69,7 @@ def test_scores_of_two_classes_and_one_logit():
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((12, 3)), np.arange(12) % 2
     model = GradientKernelClassifier(nn.Linear(3, 1).double()).fit(X, y)
-    assert model.loo_scores_.shape == (12, 2)
+    assert model.loo_decision_function_.shape == (12, 2)
 
 
 def test_a_low_score_of_the_given_label_finds_a_wrong_one():
@@ -80,6 +80,6 @@ def test_a_low_score_of_the_given_label_finds_a_wrong_one():
     wrong[::12] = True
     given = np.where(wrong, (truth + 1) % 3, truth)
     model = GradientKernelClassifier(nn.Linear(3, 3).double(), base_output=False).fit(X, given)
-    suspicion = 1 - model.loo_scores_[np.arange(90), given]
+    suspicion = 1 - model.loo_decision_function_[np.arange(90), given]
     assert average_precision_score(wrong, suspicion) == 1
-    assert (model.classes_[model.loo_scores_[wrong].argmax(1)] == truth[wrong]).all()
+    assert (model.classes_[model.loo_decision_function_[wrong].argmax(1)] == truth[wrong]).all()
