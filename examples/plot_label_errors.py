@@ -79,8 +79,8 @@ def show(images, titles):
 # - *Norm of the gradient*: the length of :math:`\nabla_w\,\mathrm{CE}(f_w(x), c)`, by
 #   :class:`~sklearn_gradspace.gradients.FactoredGradients`.
 # - *Left out*: one minus the score of c that :class:`~sklearn_gradspace.GradientKernelClassifier` predicts for x,
-#   fitted to the given labels of all other images. ``loo_decision_function_`` has these scores from a single fit. The classifier
-#   corrects the net's probabilities or, with ``base_output=False``, starts anew.
+#   fitted to the given labels of all other images. ``loo_decision_function_`` has these scores from a single fit. The
+#   classifier corrects the net's probabilities or, with ``base_output=False``, starts anew.
 #
 # The last one has seen more than the net has: the other images with their labels, a tenth of them wrong. So it is also
 # given the last layer's gradients alone, which are the activations that enter it, and the gradients of a linear net,
