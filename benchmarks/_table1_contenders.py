@@ -246,7 +246,8 @@ def _of_kernel(task: Task, n_directions: int, **setting) -> int:
 
 
 _PLAIN, _AUTHORS = {"percentile": 100, "power": None}, {"percentile": 15, "power": 0.5}
-_DIRECTIONS = {"n_directions": 2, "projection": 2**14}
+_ALPHAS = (0.03, 0.1, 0.3)
+_DIRECTIONS = {"n_directions": 2, "projection": 2**13, "alphas": _ALPHAS}
 
 CONTENDERS = {
     "base": Contender(lambda task: Base(task.net), seeded=False),
@@ -266,18 +267,20 @@ CONTENDERS = {
     ),
     "kernel": Contender(
         _kernel,
-        ({**_DIRECTIONS, "normalize": True}, {**_DIRECTIONS, "normalize": "layer"}),
+        ({**_DIRECTIONS, "normalize": "layer"},),
         _of_kernel,
         own_views=True,
         leave_one_out=True,
     ),
     # The last layer's gradient of a direction's logit is the direction times the activations: one is as good as all.
     "kernel on penultimate activations": Contender(
-        _kernel, ({"layers": "*head.weight", "n_directions": 1},), own_views=True, leave_one_out=True, seeded=False
+        _kernel,
+        ({"layers": "*head.weight", "n_directions": 1, "alphas": _ALPHAS},),
+        own_views=True,
+        leave_one_out=True,
+        seeded=False,
     ),
-    "fine-tuned": Contender(
-        _fine_tuned, tuple({"lr": lr, "max_epochs": epochs} for epochs in (3, 8) for lr in (0.001, 0.003, 0.01))
-    ),
+    "fine-tuned": Contender(_fine_tuned, tuple({"lr": lr, "max_epochs": 6} for lr in (0.001, 0.003, 0.01))),
     "last layer retrained": Contender(
         _last_layer, tuple({"C": C} for C in (1e-4, 1e-3, 1e-2, 1e-1)), own_views=True, same_features=True
     ),

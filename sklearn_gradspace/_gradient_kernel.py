@@ -175,9 +175,8 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         Number of random rows of `fit`, landmarks, to which the kernel is taken; features are then the Nyström map,
         whose inner products approximate the kernel. By default features are kernel values with all rows of `fit`.
     products : {"bfloat16"}, optional
-        "bfloat16" rounds gradients to 8 bits before inner products, which are summed in blocks of 16,384 terms: several
-        times as fast where the processor has instructions for it. The relative error of kernel values is about 0.001
-        times `degree`, that of the kernel of a row with itself included.
+        "bfloat16" rounds gradients to 8 bits before inner products, which are summed in single precision: what is held
+        of them takes half the memory. The relative error of kernel values is about 0.001 times `degree`.
     device : str or device, optional
         Where to compute; by default where the net is.
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional

@@ -20,7 +20,7 @@ from ._projection import Projection
 
 Views = Callable[[np.ndarray], Sequence[np.ndarray]]
 
-_CHUNK = 2**14  # columns whose products are summed in the precision of the factors
+_CHUNK = 2**12  # columns that are made single precision at a time
 _ROWS = 512  # of a pass through the net, at most
 
 
@@ -79,12 +79,15 @@ def _summed(dtype: torch.dtype) -> torch.dtype:
 
 
 def _product(first: Tensor, second: Tensor) -> Tensor:
-    """Return `first @ second.T`, summed in single precision at least."""
+    """Return `first @ second.T`, multiplied and summed in single precision at least.
+
+    Sums that are returned in less would make a kernel matrix of many rows indefinite.
+    """
     if first.dtype == _summed(first.dtype):
         return first @ second.T
     total = torch.zeros(len(first), len(second), dtype=torch.float32, device=first.device)
     for mine, theirs in zip(first.split(_CHUNK, 1), second.split(_CHUNK, 1)):
-        total += mine @ theirs.T
+        total.addmm_(mine.float(), theirs.float().T)
     return total
 
 
