@@ -53,3 +53,11 @@ class PenultimateActivations(TransformerMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self):
         return True
+
+
+def last_linear(net: nn.Module) -> str:
+    """Return the name of the linear layer that is registered last."""
+    names = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
+    if not names:
+        raise ValueError("net has no linear layer: it has no penultimate activations.")
+    return names[-1]
