@@ -4,7 +4,7 @@
 
 DIR holds ``cifar10.npz`` and the authors' net, ``gradnet_base_cifar10.npz``. The kernel is that of ``--directions`` of
 the ten logits. Its floor is the operations of inner products and of the gradients' window products at the rate of a
-large matrix product, measured in the same run with the same types. That of predictions is the operations of all
+large matrix product, measured in the same run. That of predictions is the operations of all
 gradients and hidden units, and writing all features to memory once, at the rates measured. The peak is that of the
 process beyond what it had before, the kernel matrix included.
 """
@@ -41,11 +41,11 @@ def main() -> None:
 
     rows = []
     for products in (None, "bfloat16"):
-        rate = _gemm_rate(torch.float32 if products is None else torch.bfloat16, device)
+        rate = _gemm_rate(device)
         kernel = GradientKernel(net, n_directions=options.directions, products=products, device=device, random_state=0)
         kernel.fit(X[:4])
         inner = options.directions * conv_params * float(n) * n  # of a triangle
-        floor = inner / rate + n * options.directions * window_flop / _gemm_rate(torch.float32, device)
+        floor = inner / rate + n * options.directions * window_flop / rate
         seconds, peak = _measured(lambda kernel=kernel: kernel.pairwise(X), device)
         rows.append(
             [f"kernel, {products or 'float32'}", f"{seconds:.0f}", f"{floor:.0f}", f"{floor / seconds:.2f}", peak]
@@ -57,7 +57,7 @@ def main() -> None:
     run, n_bytes = fill(64 * n_params, device)
     write_rate = n_bytes / _seconds(run, device, 20)
     flop = 10 * n * (window_flop + hidden_flop)
-    floor = flop / _gemm_rate(torch.float32, device) + 10 * n * n_params * 4 / write_rate
+    floor = flop / _gemm_rate(device) + 10 * n * n_params * 4 / write_rate
     seconds, peak = _measured(lambda: gradnet.predict(features.transform(X)), device)
     rows.append(_row("GradNet, ten labels a row", seconds, floor, peak))
 
@@ -80,13 +80,9 @@ def _seconds(run, device: torch.device, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
-    if dtype == torch.float32:
-        run, flop = gemm(device)
-        return flop / _seconds(run, device, 10)
-    size = 4096
-    left, right = torch.rand(2, size, size, device=device).to(dtype)
-    return 2.0 * size**3 / _seconds(lambda: left @ right, device, 5)
+def _gemm_rate(device: torch.device) -> float:
+    run, flop = gemm(device)
+    return flop / _seconds(run, device, 10)
 
 
 def _measured(run, device: torch.device) -> tuple[float, str]:

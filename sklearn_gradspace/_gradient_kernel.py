@@ -159,8 +159,8 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         What is differentiated. With all logits, K of them, everything takes K times as long as with one scalar. A
         callable maps outputs of shape (n, n_outputs) to scalars of shape (n, n_scalars).
     n_directions : int, optional
-        Number of random orthonormal combinations of logits that are differentiated in place of all logits: the kernel's
-        expectation is the same, and it costs so many times that of one scalar.
+        Number of random orthonormal combinations of logits that are differentiated in place of all logits. Inner
+        products have the same expectation, up to a factor, and cost so many times those of one scalar.
     net_output : callable, optional
         Picks the outputs from what the net returns, where that is a tuple or the like.
     views : callable, optional
@@ -168,9 +168,9 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         images; gradients, and outputs, are averaged over them.
     projection : int, optional
         Dimensions D to which each parameter's gradients, those of all scalars together, are projected at random,
-        sparsely. They are then computed once and held, and a kernel value has a random error: of about ``D^(-1/2)``,
-        beside values of 1 for a row with itself, before it is raised to `degree`. Linear layers are not projected where
-        their gradients are not formed. By default nothing is.
+        sparsely. They take less memory, so that more of them are held and not computed anew, and a kernel value has a
+        random error: of about ``D^(-1/2)``, beside values of 1 for a row with itself, before it is raised to `degree`.
+        Linear layers are not projected where their gradients are not formed. By default nothing is.
     n_components : int, optional
         Number of random rows of `fit`, landmarks, to which the kernel is taken; features are then the Nyström map,
         whose inner products approximate the kernel. By default features are kernel values with all rows of `fit`.
@@ -193,7 +193,7 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
     landmarks_ : ndarray of shape (n_landmarks, ...)
         Rows of `fit`, all or `n_components` of them.
     normalization_ : ndarray of shape (n_landmarks, n_landmarks)
-        Inverse square root of the landmarks' kernel; only with `n_components`.
+        Inverse square root of the landmarks' kernel; None without `n_components`.
     gram_ : GradientGram
         The kernel.
     engine_report_ : tuple of ParameterRule
@@ -205,8 +205,9 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
 
     Notes
     -----
-    At most scikit-learn's ``working_memory`` of gradients are held at a time; those of a tile are computed anew for
-    every other tile. Gradients of linear layers are never formed: ``⟨a, a'⟩ ⟨δ, δ'⟩`` is their product.
+    About scikit-learn's ``working_memory`` is taken beside the kernel matrix. Gradients of all landmarks are held if
+    they fit it; else those of some rows are computed anew for every other such part. Without several `views` the
+    gradients of linear layers that see a vector are not formed: ``⟨a, a'⟩ ⟨δ, δ'⟩`` is their product.
 
     References
     ----------
@@ -278,9 +279,9 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         X = self._fit_gram(X, y)
         self.landmarks_ = X if self.n_components is None else self._landmarks(X)
         self._n_features_out = len(self.landmarks_)
+        self.normalization_ = None
         if self.n_components is not None:
-            gram = self.gram_(self.landmarks_)
-            self.normalization_ = inverse_square_root(gram).cpu().numpy()
+            self.normalization_ = inverse_square_root(gram_matrix(self.gram_, self.landmarks_)).cpu().numpy()
         return self
 
     def transform(self, X):
@@ -298,7 +299,7 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         """
         check_is_fitted(self)
         X = self._validated(X)
-        if self.n_components is None:
+        if self.normalization_ is None:
             return gram_matrix(self.gram_, X, self.landmarks_).cpu().numpy()
         normalization = torch.from_numpy(self.normalization_).to(self.gram_.engine.device)
         return self.gram_.dot(X, self.landmarks_, normalization).cpu().numpy()
@@ -353,11 +354,17 @@ def gram_matrix(gram: GradientGram, X: np.ndarray | GradientTile, Y: np.ndarray 
     fit = int((free / itemsize) ** 0.5) if n == m else int(free / itemsize / m)
     way_out = f"Use fewer rows, {fit} would fit, or landmarks: n_components=2000."
     require_memory(n * m * itemsize, f"a kernel matrix of shape {(n, m)}", way_out, device)
-    return gram(X, Y)
+    kernel = gram(X, Y)
+    if not torch.isfinite(kernel.sum()):
+        raise ValueError(
+            "the gradient kernel is not finite: gradients of net, or their products, overflow. Use normalize=True, a "
+            "smaller degree or dtype='float64', and look at the outputs of net."
+        )
+    return kernel
 
 
 def inverse_square_root(gram: torch.Tensor) -> torch.Tensor:
-    """Return ``gram^(-1/2)``, where eigenvalues of rounding error count as the largest of these."""
+    """Return ``gram^(-1/2)``, where eigenvalues within the usual rounding error count as that large."""
     values, vectors = torch.linalg.eigh(gram.double())
-    smallest = values[-1] * len(gram) * torch.finfo(gram.dtype).eps
+    smallest = values[-1].clamp(min=torch.finfo(gram.dtype).tiny) * len(gram) ** 0.5 * torch.finfo(gram.dtype).eps
     return (vectors / values.clamp(min=smallest).sqrt() @ vectors.T).to(gram.dtype)

@@ -35,3 +35,4 @@ class CosineSchedule(LRScheduler):
         """Give the optimizer its rates back."""
         for group in net.optimizer_.param_groups:
             group["lr"] = group.pop("initial_lr", group["lr"])
+        self.lr_scheduler_ = None  # it holds the optimizer, which the net's pickle has already

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._blocks import Block
 from ._factored import FactoredGradients
-from ._factored_features import FactoredFeatures, block_divisors
+from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._memory import require_memory
 from ._passes import over_batches
@@ -147,7 +147,7 @@ class GradientArray:
 
     def factored(self, labels: Tensor | None = None) -> Iterator[FactoredFeatures] | None:
         """Return features of consecutive rows that are not formed, or None where they are not plain gradients."""
-        divisors, engine, step = block_divisors(self.features), self.features.engine, self.features.batch_size
+        divisors, engine, step = self.features.block_divisors, self.features.engine, self.features.batch_size
         if divisors is None or self.n_labels != engine.n_labels:
             return None
         batches = (slice(start, start + step) for start in range(0, len(self), step))

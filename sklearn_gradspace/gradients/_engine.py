@@ -304,8 +304,11 @@ class GradientEngine:
         return inputs.contiguous(memory_format=torch.channels_last) if last else inputs
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for."""
+    def computing(self, exact: bool = False) -> Iterator[None]:
+        """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for.
+
+        What is `exact` is never rounded so: solving a system of equations, say.
+        """
         if self.device.type != "cuda":
             with torch.inference_mode(False):
                 yield
@@ -315,7 +318,7 @@ class GradientEngine:
             before = [switch.fp32_precision for switch in switches]
             try:
                 for switch in switches:
-                    switch.fp32_precision = "tf32" if self.precision == "tf32" else "ieee"
+                    switch.fp32_precision = "tf32" if self.precision == "tf32" and not exact else "ieee"
                 yield
             finally:
                 for switch, value in zip(switches, before):

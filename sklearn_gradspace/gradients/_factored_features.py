@@ -5,13 +5,10 @@ Gradients in factored form enter; what enters the hidden units of GradNet leaves
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ._blocks import Block
 from ._factored import FactoredGradients
-from ._features import GradientFeatures
-from ._scaling import Scaler
 
 
 class FactoredFeatures:
@@ -49,18 +46,3 @@ class FactoredFeatures:
             product = self._gradients.dot({block.name: block.shaped(part)}) / divisor
             total = total + product.flatten(0, 1).to(weight)
         return total
-
-
-def block_divisors(features: GradientFeatures) -> list | None:
-    """Return what the gradients of each block are divided by, or None where `features` are more than such quotients."""
-    scaler, blocks = features.scaler, features.engine.blocks
-    if features.percentile != 100 or features.power not in (None, 1) or features.blocks != blocks:
-        return None
-    if scaler is None:
-        return [1.0] * len(blocks)
-    if type(scaler) is not Scaler or scaler.offset is not None:
-        return None
-    lowest, highest = (
-        torch.stack(of_blocks) for of_blocks in zip(*(scaler.divisor[b.slice].aminmax() for b in blocks))
-    )
-    return list(lowest) if torch.equal(lowest, highest) else None

@@ -98,6 +98,19 @@ class GradientFeatures:
         """Number of columns of a view."""
         return sum(block.size for block in self.blocks)
 
+    @cached_property
+    def block_divisors(self) -> list[float] | None:
+        """What the gradients of each block are divided by, or None where features are more than such quotients."""
+        scaler, blocks = self.scaler, self.engine.blocks
+        if self.percentile != 100 or self.power not in (None, 1) or self.blocks != blocks:
+            return None
+        if scaler is None:
+            return [1.0] * len(blocks)
+        if type(scaler) is not Scaler or scaler.offset is not None:
+            return None
+        ends = [scaler.divisor[block.slice].aminmax() for block in blocks]
+        return [low.item() for low, _ in ends] if all(torch.equal(low, high) for low, high in ends) else None
+
     def feature_names(self) -> list[str]:
         """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``."""
         mask = np.ones(self.engine.n_params, bool) if self.mask is None else self.mask

@@ -5,8 +5,8 @@ empirical neural tangent kernel; that of the logits is the mean over them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, reduce
 from math import prod
 
 import numpy as np
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ._engine import GradientEngine
 from ._factored import FactoredGradients
 from ._projection import Projection
+from ._ridge import mirror_lower
 
 Views = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -56,9 +57,11 @@ class GradientTile:
     def inner(self, other: "GradientTile") -> Iterator[Tensor]:
         """Yield for each parameter the sums over scalars of inner products, of shape (n, m)."""
         for name, mine in self.gradients.items():
-            factors = zip(*_alike(mine, other.gradients[name]))
-            product, *more = (_product(a.flatten(1), b.flatten(1)) for a, b in factors)
-            yield product.mul_(more[0]) if more else product
+            (first, second), *more = zip(*_alike(mine, other.gradients[name]))
+            product = _product(first.flatten(1), second.flatten(1))
+            for inputs, of_other in more:
+                product.mul_(_product(inputs, of_other))
+            yield product
 
 
 def _squared_lengths(rows: Tensor) -> Tensor:
@@ -129,6 +132,10 @@ class GradientGram:
         if self.projection is not None:
             object.__setattr__(self, "projection", self.projection.to(self.engine.device))
 
+    def __reduce__(self):
+        # By way of the constructor: where the engine finds itself is where the projection has to be.
+        return GradientGram, tuple(getattr(self, field.name) for field in fields(self))
+
     def __call__(self, X: Rows, Y: Rows | None = None) -> Tensor:
         """Return the kernel of shape (n, m) of rows `X` with rows `Y`, by default with themselves."""
         n, m = len(X), len(X if Y is None else Y)
@@ -141,31 +148,38 @@ class GradientGram:
         """Return ``kernel(X, Y) @ coefficients``, of shape (n, k), a tile of the kernel at a time."""
         products = torch.zeros(len(X), coefficients.shape[1], dtype=coefficients.dtype, device=self.engine.device)
         for rows, columns, values in self._tiles(X, Y):
-            products[rows] += values @ coefficients[columns]
+            with self.engine.computing(exact=True):
+                products[rows] += values @ coefficients[columns]
         return products
 
-    def held(self, X: np.ndarray) -> Rows:
-        """Return the gradients of rows, to be used in their place, if they are projected and fit; else the rows."""
-        fits = self.projection is not None and len(X) <= self._steps(X[:1])[0]
-        return self.tile(X) if fits else X
+    def held(self, X: Rows) -> Rows:
+        """Return the gradients of rows, to be used in their place, where they fit; else the rows."""
+        return self.tile(X) if not isinstance(X, GradientTile) and len(X) <= self._steps(X[:1])[0] else X
 
     def _tiles(self, X: Rows, Y: Rows | None) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield tiles of the kernel; without `Y` those of its lower triangle.
 
-        Gradients that are not held are computed anew for each pair of different tiles.
+        Gradients of `Y` that do not fit are computed anew for each tile of `X`.
         """
-        others = X if Y is None else Y
+        others = X if Y is None else self.held(Y)
         large, small = self._steps(others[:1])
+        step = large if Y is None or others is Y else small  # beside what is held
         with tqdm(total=len(X), desc="kernel", disable=not self.verbose, unit="row") as bar:
-            for rows in _slices(len(X), large):
+            for rows in _slices(len(X), step):
                 tile = self._tile_of(X, rows)
                 for columns in _slices(rows.start if Y is None else len(Y), small):
-                    yield rows, columns, self._kernel(tile, self._tile_of(others, columns))
+                    yield from self._values(tile, rows, self._tile_of(others, columns), columns.start)
                 if Y is None:
-                    for own in _slices(len(tile), small):
-                        columns = slice(rows.start + own.start, rows.start + own.stop)
-                        yield rows, columns, self._kernel(tile, tile[own])
+                    yield from self._values(tile, rows, tile, rows.start)
                 bar.update(rows.stop - rows.start)
+
+    def _values(
+        self, tile: GradientTile, rows: slice, other: GradientTile, start: int
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield the kernel of two tiles, as many columns at a time as are few beside the gradients."""
+        step = max(1, self.working_memory // 16 // (len(tile) * self.engine.feature_dtype.itemsize))
+        for part in _slices(len(other), step):
+            yield rows, slice(start + part.start, start + part.stop), self._kernel(tile, other[part])
 
     def _tile_of(self, X: Rows, rows: slice) -> GradientTile:
         return X[rows] if isinstance(X, GradientTile) else self.tile(X[rows])
@@ -181,7 +195,7 @@ class GradientGram:
     def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:
         if self.views is None:
             return [X]
-        views = [np.asarray(view) for view in self.views(X)]
+        views = [np.asarray(view) for view in self.views(X.copy())]
         wrong = [view.shape for view in views if view.shape != X.shape]
         if wrong or not views:
             raise ValueError(f"views must return arrays of shape {X.shape}, that of its rows; it returned {wrong}.")
@@ -189,10 +203,16 @@ class GradientGram:
 
     @property
     def _pass_rows(self) -> int:
-        """Rows of a pass, all of whose gradients are formed."""
-        row_bytes = self.engine.n_labels * self.engine.n_params * self.engine.feature_dtype.itemsize
-        formed = max(1, int(self.working_memory // 8 // row_bytes))
-        return min(_ROWS, formed, self.engine.affordable_rows(self.working_memory / 4))
+        """Rows of a pass through the net."""
+        row_bytes = self.engine.memory(1, features=0) - self.engine.memory(0)
+        return int(np.clip(self.working_memory // 8 // row_bytes, 1, _ROWS))
+
+    def _formed_rows(self, X: np.ndarray) -> int:
+        """Return the rows of a pass whose gradients fit, as far as they are formed."""
+        factors = {} if self.views is not None else FactoredGradients(self.engine, X[:1]).factors
+        size = sum(block.size for block in self.engine.blocks if block.name not in factors)
+        row_bytes = max(1, self.engine.n_labels * size * self.engine.feature_dtype.itemsize)
+        return int(np.clip(self.working_memory // 8 // row_bytes, 1, self._pass_rows))
 
     def _steps(self, row: Rows) -> tuple[int, int]:
         """Return the rows of a tile that stays, and of one that it meets."""
@@ -202,8 +222,10 @@ class GradientGram:
     def tile(self, X: np.ndarray) -> GradientTile:
         """Return the gradients of rows `X`, which have to fit into memory."""
         whole = {}
-        for rows in _slices(len(X), self._pass_rows):
-            for name, tensors in self._pass(X[rows]).items():
+        for rows in _slices(len(X), self._formed_rows(X)):
+            with self.engine.computing(), torch.no_grad():
+                found = self._pass(X[rows])
+            for name, tensors in found.items():
                 if name not in whole:
                     dtypes = [self.dtype or t.dtype for t in tensors]
                     whole[name] = tuple(t.new_empty(len(X), *t.shape[1:], dtype=d) for t, d in zip(tensors, dtypes))
@@ -232,19 +254,19 @@ class GradientGram:
         return found
 
     def _kernel(self, tile: GradientTile, other: GradientTile) -> Tensor:
+        norms = tile.squared_norms, other.squared_norms
         with self.engine.computing():
-            norms = tile.squared_norms, other.squared_norms
             if self.normalize == "layer":
                 scales = map(_inverse_root, norms)
-                products = zip(tile.inner(other), *scales)
-                total = sum(product.mul_(a[:, None]).mul_(b) for product, a, b in products) / len(norms[0])
+                products = (product.mul_(a[:, None]).mul_(b) for product, a, b in zip(tile.inner(other), *scales))
+                total = reduce(Tensor.add_, products).div_(len(norms[0]))
             else:
-                total = sum(tile.inner(other))
+                total = reduce(Tensor.add_, tile.inner(other))
                 if self.normalize:
                     a, b = (_inverse_root(norm.sum(0)) for norm in norms)
-                    total = total.mul_(a[:, None]).mul_(b)
+                    total.mul_(a[:, None]).mul_(b)
                 else:
-                    total = total / self.engine.n_labels
+                    total.div_(self.engine.n_labels)
             return total.pow_(self.degree).to(self.engine.feature_dtype)
 
 
@@ -255,13 +277,3 @@ def _inverse_root(squares: Tensor) -> Tensor:
 
 def _slices(n: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
-
-
-def mirror_lower(matrix: Tensor, block: int = 1024) -> Tensor:
-    """Copy the lower triangle of a square matrix to its upper one, in place."""
-    for start in range(0, len(matrix), block):
-        rows = slice(start, start + block)
-        corner = matrix[rows, rows]
-        corner.copy_(corner.tril() + corner.tril(-1).T)
-        matrix[rows, start + block :] = matrix[start + block :, rows].T
-    return matrix

@@ -23,7 +23,10 @@ def available_bytes() -> int | None:
 
 def free_bytes(device: torch.device) -> int | None:
     """Return the memory that is free on `device`, in bytes, or None where the system does not tell."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if device.type != "cuda":
+        return available_bytes()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 _WAY_OUT = (

@@ -26,7 +26,7 @@ class KernelRidge:
     def __init__(self, kernel: Tensor) -> None:
         self._matrix, self._diagonal = kernel, kernel.diagonal().clone()
 
-    def solve(self, penalty: float, targets: Tensor, leave_one_out: bool = True) -> tuple[Tensor, Tensor | None]:
+    def solve(self, penalty: float, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return coefficients, and what each row's target exceeds the prediction by that is made without the row.
 
         The latter are ``c_i / (K + penalty I)^-1_ii``, the closed form of leave-one-out residuals.
@@ -35,7 +35,6 @@ class KernelRidge:
         ----------
         penalty : float
         targets : Tensor of shape (n, k)
-        leave_one_out : bool
 
         Returns
         -------
@@ -48,17 +47,20 @@ class KernelRidge:
         self._restore(penalty)
         _cholesky(self._matrix)
         coefficients = _backward(self._matrix, _forward(self._matrix, targets.clone()))
-        if not leave_one_out:
-            return coefficients, None
         return coefficients, coefficients / _inverse_diagonal(self._matrix)[:, None]
 
     def _restore(self, penalty: float) -> None:
-        for start in range(0, len(self._matrix), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            corner = self._matrix[rows, rows]
-            corner.copy_(corner.triu(1) + corner.triu(1).T)
-            self._matrix[start + _BLOCK :, rows] = self._matrix[rows, start + _BLOCK :].T
+        mirror_lower(self._matrix.T)  # the upper one to the lower
         self._matrix.diagonal().copy_(self._diagonal + penalty)
+
+
+def mirror_lower(matrix: Tensor) -> Tensor:
+    """Copy the lower triangle of a square matrix to its upper one, in place."""
+    for block in _blocks(len(matrix)):
+        corner = matrix[block, block]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        matrix[block, block.stop :] = matrix[block.stop :, block].T
+    return matrix
 
 
 def _blocks(n: int) -> list[slice]:

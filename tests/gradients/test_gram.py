@@ -10,8 +10,8 @@ from asserts import as_array, assert_close, random_state_untouched, untouched
 from cases import BY_NAME
 from torch import nn
 
-from sklearn_gradspace.gradients import GradientEngine, GradientGram
-from sklearn_gradspace.gradients._gram import GradientTile, _product, mirror_lower
+from sklearn_gradspace.gradients import GradientEngine, GradientGram, _ridge
+from sklearn_gradspace.gradients._gram import GradientTile, _product
 
 NETS = [
     "mlp of three layers",
@@ -273,11 +273,12 @@ def test_sums_in_half_precision_are_taken_in_single(device):
 
 @pytest.mark.parametrize("size", [0, 1, 5, 6, 7])
 @pytest.mark.parametrize("block", [1, 3, 6, 100])
-def test_the_lower_triangle_is_mirrored(size, block):
+def test_the_lower_triangle_is_mirrored(size, block, monkeypatch):
+    monkeypatch.setattr(_ridge, "_BLOCK", block)
     matrix = torch.randn(size, size)
     expected = matrix.tril() + matrix.tril(-1).T
     matrix[np.triu_indices(size, 1)] = float("nan")
-    assert mirror_lower(matrix, block) is matrix
+    assert _ridge.mirror_lower(matrix) is matrix
     assert torch.equal(matrix, expected)
 
 

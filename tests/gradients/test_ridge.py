@@ -60,13 +60,6 @@ def test_the_upper_triangle_stays_and_no_other_matrix_is_made(device):
     assert_close(matrix.tril() @ matrix.tril().T, kernel + 0.5 * torch.eye(N, dtype=kernel.dtype, device=device))
 
 
-def test_leave_one_out_can_be_left_out(device):
-    kernel, targets = make(device=device)
-    coefficients, residuals = KernelRidge(kernel.clone()).solve(0.5, targets, leave_one_out=False)
-    assert residuals is None
-    assert_close(coefficients, explicit(kernel, 0.5, targets)[0])
-
-
 @pytest.mark.parametrize("wrong", [0, 13, N - 1])
 def test_a_matrix_that_is_not_positive_definite_is_refused_and_left_as_it_was(wrong, device):
     kernel, targets = make(device=device)
