@@ -255,3 +255,18 @@ def test_a_matrix_that_does_not_fit_says_how_many_rows_would(net, X, monkeypatch
     with pytest.raises(MemoryError, match=r"shape \(9, 12\) .*Use fewer rows, 8 would fit"):
         kernel.transform(X[:9])
     assert kernel.transform(X[:8]).shape == (8, 12)
+
+
+def test_products_that_overflow_are_refused(X):
+    net = make_net()
+    with torch.no_grad():
+        net.layers[-1].weight.mul_(1e200)
+    with pytest.raises(ValueError, match=r"the gradient kernel is not finite.*normalize=True"):
+        GradientKernel(net, normalize=False).fit_transform(X)
+
+
+def test_landmarks_in_single_precision_are_the_kernel(X):
+    many = np.concatenate([X, X + 0.1, X - 0.1]).astype(np.float32)
+    net = make_net().float()
+    features = GradientKernel(net, n_components=len(many), random_state=0).fit_transform(many)
+    assert_close(features @ features.T, GradientKernel(net).fit_transform(many), 2e-4)

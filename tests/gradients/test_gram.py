@@ -298,3 +298,24 @@ def test_rows_that_call_layers_otherwise(name, device):
         gram = make(name, device, working_memory=working_memory)
         assert_close(gram(X), expected, 1e-9)
         assert_close(gram(X[4:], X[:4]), expected[4:, :4], 1e-9)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_values_at_a_time_are_few_whatever_gradients_take(two_sided):
+    X = rows("mlp of three layers", 64)
+    gram = make("mlp of three layers", working_memory=2**16)
+    sizes = [values.numel() for *_, values in gram._tiles(X, X if two_sided else None)]
+    assert max(sizes) * 8 <= 2**16 / 16 + 64 * 8  # a column at least
+
+
+def test_views_may_write_over_what_they_get():
+    X = rows("mlp of three layers")
+    before = X.copy()
+
+    def doubled(X):
+        X *= 2
+        return [X]
+
+    gram = make("mlp of three layers", views=doubled)
+    assert_close(gram(X), make("mlp of three layers")(2 * X), 1e-12)
+    np.testing.assert_array_equal(X, before)
