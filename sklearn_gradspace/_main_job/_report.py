@@ -24,7 +24,7 @@ class Row:
 
 
 def rows(results: list[Result]) -> list[Row]:
-    """Return a row for each contender: the base net, the controls, GradNet."""
+    """Return a row for each contender: the base net, the controls, ours."""
     of = {(r.contender, r.seed): 100 * r.accuracy for r in results}
     seeds = sorted({r.seed for r in results})
     base = np.array([of[BASE, seed] for seed in seeds])
