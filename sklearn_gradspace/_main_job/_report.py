@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 
 from ._comparison import Job, Result
-from ._contenders import BASE, CONTENDERS, GRADNET
+from ._contenders import BASE, CONTENDERS, GRADNET, KERNEL
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _draw(made: list[Row], path: Path) -> None:
     figure = Figure(figsize=(7, 0.5 * len(made) + 1.2), layout="constrained")
     axes = figure.subplots()
     for height, row in enumerate(reversed(made)):
-        colour = {BASE: "0.4", GRADNET: "C1"}.get(row.contender, "C0")
+        colour = {BASE: "0.4", GRADNET: "C1", KERNEL: "C1"}.get(row.contender, "C0")
         axes.errorbar(row.accuracies.mean(), height, xerr=_std(row.accuracies), fmt="o", color=colour, capsize=4)
         axes.plot(row.accuracies, [height] * len(row.accuracies), "|", color=colour, alpha=0.6)
     axes.set_yticks(range(len(made)), [row.contender for row in reversed(made)])
