@@ -83,7 +83,7 @@ class NetRegressor(NetEstimator, NeuralNetRegressor):
         """
         y_pred, y_true = y_pred.reshape(len(y_pred), -1), y_true.reshape(len(y_true), -1)
         if y_pred.shape != y_true.shape:
-            raise ValueError(f"the module returns {y_pred.shape[1]} outputs a row, but y has {y_true.shape[1]} targets.")
+            raise ValueError(f"the module returns {y_pred.shape[1]} outputs a row; y has {y_true.shape[1]} targets.")
         y_true = (y_true.cpu() - torch.as_tensor(self.y_mean_)) / torch.as_tensor(self.y_scale_)
         return super().get_loss(y_pred, y_true.to(y_pred.dtype), X=X, training=training)
 

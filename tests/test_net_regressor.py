@@ -123,7 +123,7 @@ class Squeezed(nn.Module):
 
 def test_a_net_without_an_axis_of_outputs():
     assert NetRegressor(Squeezed, random_state=0).fit(X, y, sample_weight=np.ones(60)).score(X, y) > 0.7
-    with pytest.raises(ValueError, match="module returns 1 outputs a row, but y has 2 targets"):
+    with pytest.raises(ValueError, match="module returns 1 outputs a row; y has 2 targets"):
         NetRegressor(Squeezed).fit(X, Y)
 
 
