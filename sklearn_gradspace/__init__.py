@@ -1,10 +1,19 @@
 """Gradient space and equivalent-class space of trained nets, as scikit-learn estimators."""
 
+from ._ecopt import ECOptClassifier, ECOptRegressor
 from ._featurizer import GradientFeaturizer
 from ._gradient_kernel import GradientKernel
 from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
 from .gradients import check_gradients
 
-__all__ = ["GradNetClassifier", "GradientFeaturizer", "GradientKernel", "GradientKernelClassifier", "check_gradients"]
+__all__ = [
+    "ECOptClassifier",
+    "ECOptRegressor",
+    "GradNetClassifier",
+    "GradientFeaturizer",
+    "GradientKernel",
+    "GradientKernelClassifier",
+    "check_gradients",
+]
 __version__ = "0.1.0"

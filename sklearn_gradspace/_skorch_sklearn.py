@@ -140,6 +140,8 @@ class SklearnNetMixin:
 
     def initialize_module(self):
         """Make the module, with those of the data's sizes that it has arguments for; copy one that is there already."""
+        if not callable(self.module):
+            raise TypeError(f"module={self.module!r} is neither a Module nor a class or function that makes one.")
         kwargs, has_data = self.get_params_for("module"), hasattr(self, "n_features_in_")
         if has_data and not isinstance(self.module, nn.Module):
             taken = signature(self.module).parameters

@@ -2,11 +2,22 @@
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_gradspace import GradientFeaturizer, GradientKernel, GradientKernelClassifier, GradNetClassifier
+from sklearn_gradspace import (
+    ECOptClassifier,
+    ECOptRegressor,
+    GradientFeaturizer,
+    GradientKernel,
+    GradientKernelClassifier,
+    GradNetClassifier,
+)
 
 
 @parametrize_with_checks(
     [
+        ECOptClassifier(),
+        ECOptClassifier(method="path", optimizer="adam", lr=0.01),
+        ECOptRegressor(),
+        ECOptRegressor(method="path", init="skeleton", path_penalty=1e-6),
         GradientFeaturizer(),
         GradientFeaturizer(output="dense"),
         GradientFeaturizer(output="csr"),
