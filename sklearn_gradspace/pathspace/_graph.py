@@ -185,7 +185,8 @@ class ScaleGraph:
             rows.append((name, "×".join(map(str, shapes[name])), *counts))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
-            f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}" for row in rows
+            f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}"
+            for row in rows
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines += [

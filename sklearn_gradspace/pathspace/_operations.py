@@ -195,7 +195,9 @@ def _split(domain: Domain, value: Value, sizes, dim: int = 0):
 
 
 def _chunk(domain: Domain, value: Value, chunks: int, dim: int = 0):
-    return value.split(max(1, math.ceil(len(value.channels) / chunks)), dim) if not value.is_root else value.split(1, dim)
+    return (
+        value.split(max(1, math.ceil(len(value.channels) / chunks)), dim) if not value.is_root else value.split(1, dim)
+    )
 
 
 def _item(domain: Domain, value: Any, index: Any):
@@ -206,7 +208,11 @@ def _item(domain: Domain, value: Any, index: Any):
     if value.is_root:
         return value
     whole = slice(None)
-    if isinstance(index, tuple) and len(index) > 1 and value.axis == (1 if value.ndim and value.ndim > 2 else value.axis):
+    if (
+        isinstance(index, tuple)
+        and len(index) > 1
+        and value.axis == (1 if value.ndim and value.ndim > 2 else value.axis)
+    ):
         rows, columns, *rest = index
         if rows == whole and isinstance(columns, slice) and all(part == whole for part in rest):
             return replace(value.as_matrix(), pieces=(value.channels[columns],))
