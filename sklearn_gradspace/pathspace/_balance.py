@@ -1,0 +1,136 @@
+"""The canonical one among all rescaled twins of a net.
+
+A scale graph enters; one scale a unit leaves, which twins do not change but for rounding. Units are first normalised one
+after the other, in the order in which the net writes them: from there twins are the same. Then the sum of all squared
+weights is minimised, a convex function of the scales' logarithms.
+"""
+
+from itertools import groupby
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.csgraph import breadth_first_order
+from scipy.sparse.linalg import cg
+from torch import Tensor, nn
+
+from ._graph import ScaleGraph, graph_of
+from ._rescale import apply_scales
+
+_MAX_STEPS = 100  # of Newton's method, which takes some ten
+
+
+def balance(module: nn.Module, graph: ScaleGraph | None = None) -> nn.Module:
+    """Replace a net by its canonical twin, in place; the function stays the same.
+
+    All rescaled twins of a net have the same canonical twin, the one of the smallest sum of squared weights. What nothing
+    reads, a filter in front of a batch norm, gets norm 1 instead if the batch norm has ``eps=0``, and else stays as it is.
+
+    Parameters
+    ----------
+    module : Module
+        The net.
+    graph : ScaleGraph, optional
+        The net's scale graph, if it is at hand.
+
+    Returns
+    -------
+    module : Module
+        The net itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import balance, rescale
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    >>> weight = balance(net)[0].weight.clone()
+    >>> bool(torch.isclose(balance(rescale(net, [0.1, 2, 30]))[0].weight, weight).all())
+    True
+    """
+    graph = graph_of(module, graph)
+    apply_scales(graph, canonical_scales(graph))
+    return module
+
+
+def canonical_scales(graph: ScaleGraph) -> Tensor:
+    """Return the scales that lead to the canonical twin, of shape (n_units + 1,) in double precision."""
+    write, read, values, layer = _squares(graph)
+    n = graph.n_units + 1
+    fixed = np.concatenate([[True], graph.approximate.numpy()])
+    private = np.concatenate([[False], graph.private.numpy()])
+    scales = _normalised_in_order(write, read, values, layer, fixed)
+    apart = write != read  # what reads and writes the same unit does not scale
+    write, read, values = write[apart], read[apart], values[apart]
+    squares = sparse.csr_array((values * (scales[write] / scales[read]) ** 2, (write, read)), shape=(n, n))
+    logs = _of_least_norm(squares, fixed | private)
+    norms = np.sqrt(squares @ np.exp(-2 * logs))
+    again = private & ~fixed & (norms > 0)
+    logs[again] = -np.log(norms[again])
+    return torch.from_numpy(scales * np.exp(logs))
+
+
+@torch.no_grad()
+def _squares(graph: ScaleGraph) -> tuple[np.ndarray, ...]:
+    """Return for all parameters, entry by entry, the unit written, the unit read, the squared weight and the layer.
+
+    Entries of the same units are summed up.
+    """
+    parameters, parts = dict(graph.module.named_parameters()), []
+    for i, (_, names) in enumerate(groupby(graph.edges, lambda name: name.rpartition(".")[0])):
+        for name in names:
+            edges, squares = graph.edges[name], parameters[name].double().cpu() ** 2
+            shape = torch.broadcast_shapes(edges.write.shape, edges.read.shape)
+            squares = squares.sum_to_size((1,) * (squares.ndim - len(shape)) + shape).flatten()
+            parts.append((edges.write.expand(shape), edges.read.expand(shape), squares, torch.full((len(squares),), i)))
+    if not parts:
+        return (np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0, int))
+    return tuple(torch.cat([part.flatten() for part in column]).numpy() for column in zip(*parts))
+
+
+def _normalised_in_order(write, read, squares, layer, fixed) -> np.ndarray:
+    """Return scales with which the weights of the first layer that writes a unit have norm 1."""
+    scales, settled = np.ones(len(fixed)), fixed.copy()
+    order = np.flatnonzero(np.diff(layer, prepend=-1, append=-1))
+    for start, stop in zip(order[:-1], order[1:]):
+        entries = slice(start, stop)
+        norms = np.sqrt(_sums(write[entries], squares[entries] / scales[read[entries]] ** 2, len(scales)))
+        new = (norms > 0) & ~settled
+        scales[new], settled[new] = 1 / norms[new], True
+    # What no weight writes is normalised by what reads it.
+    norms = np.sqrt(_sums(read, squares * scales[write] ** 2, len(scales)))
+    new = (norms > 0) & ~settled
+    scales[new] = norms[new]
+    return scales
+
+
+def _sums(units: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    return np.bincount(units, values, minlength=n)
+
+
+def _of_least_norm(squares: sparse.csr_array, fixed: np.ndarray) -> np.ndarray:
+    """Return the logarithms x of the scales that minimise the sum of squares[t, r] exp(2 (x[t] - x[r])).
+
+    Newton's method with conjugate gradients. Units through which no path goes have no minimum, and stay.
+    """
+    logs = np.zeros(len(fixed))
+    reached = [breadth_first_order(matrix, 0, return_predecessors=False) for matrix in (squares.T, squares)]
+    free = np.intersect1d(*reached)
+    free = free[~fixed[free]]
+    if not len(free):
+        return logs
+    for _ in range(_MAX_STEPS):
+        grown = np.exp(2 * logs)
+        scaled = (sparse.diags_array(grown) @ squares @ sparse.diags_array(1 / grown)).tocsr()
+        incoming, outgoing = scaled.sum(1)[free], scaled.sum(0)[free]
+        total, gradient = incoming + outgoing, incoming - outgoing
+        error = np.max(np.abs(gradient) / total)
+        if error < 1e-14:
+            break
+        coupled = scaled[free][:, free]
+        hessian = 2 * (sparse.diags_array(total) - coupled - coupled.T)
+        step, _ = cg(hessian, -gradient, rtol=min(0.1, error), M=sparse.diags_array(0.5 / total))
+        logs[free] += step / max(1, np.abs(step).max())
+        if np.abs(step).max() < 1e-14:
+            break
+    return logs

@@ -1,0 +1,394 @@
+"""The scale graph: which entries of which parameters write, and which read, each unit that can be rescaled.
+
+An unmodified module enters; a `ScaleGraph` leaves. Multiplying a unit's incoming weights by c > 0 and dividing its outgoing
+weights by c leaves the net's function as it is; a unit is one channel, or several that are added to each other somewhere
+and so share their scale. Unit 0, the root, stands for all that cannot be rescaled: inputs, outputs, the constant that
+biases are read from, the values that a batch norm has normalised.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._layers import Geometry
+from ._operations import interpret
+from ._trace import unwrapped
+
+
+class Edges(NamedTuple):
+    """The units that the entries of one parameter write and read.
+
+    Parameters
+    ----------
+    write, read : Tensor of int64
+        Numbers of units, broadcastable to the parameter's shape.
+    constant : bool
+        Whether it is read from the constant, as a bias is.
+    """
+
+    write: Tensor
+    read: Tensor
+    constant: bool = False
+
+
+class Pin(NamedTuple):
+    """A place that keeps units from being rescaled.
+
+    Parameters
+    ----------
+    layer : str
+        Name of the layer or the operation.
+    reason : str
+        Why it does.
+    n_channels : int
+        Number of channels that come into it.
+    """
+
+    layer: str
+    reason: str
+    n_channels: int
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleGraph:
+    """The scaling symmetry of a net: made by :func:`scale_graph`, or by :meth:`from_edges`.
+
+    Parameters
+    ----------
+    module : Module
+        The net.
+    edges : dict of str to Edges
+        For each parameter of the net, in the order in which the net uses them.
+    statistics : dict of str to tuple
+        Running statistics of batch norms: the units of shape (num_features,), and the power with which they scale.
+    unit_names : tuple of str
+        Layer and channel that write a unit first, of units 1 to `n_units`.
+    approximate : Tensor of bool of shape (n_units,)
+        Whether a batch norm with ``eps > 0`` normalises the unit: the net is then invariant but for `eps`.
+    pinned : tuple of Pin
+        What keeps units from being rescaled, and why.
+    """
+
+    module: nn.Module = field(repr=False)
+    edges: Mapping[str, Edges]
+    statistics: Mapping[str, tuple[Tensor, int]]
+    unit_names: tuple[str, ...]
+    approximate: Tensor
+    pinned: tuple[Pin, ...] = ()
+
+    @classmethod
+    def from_edges(cls, module: nn.Module, edges: Mapping) -> "ScaleGraph":
+        """Return the scale graph of a net that is handed over by hand.
+
+        Parameters
+        ----------
+        module : Module
+            The net.
+        edges : dict of str to (write, read) or Edges
+            Numbers of units that a parameter's entries write and read, array-likes that broadcast to its shape; 0 for
+            the root, units from 1 on. Entries of parameters that are not named do not scale.
+
+        Returns
+        -------
+        graph : ScaleGraph
+            The graph. Whether it is true is not checked.
+        """
+        module = unwrapped(module)
+        parameters = dict(module.named_parameters())
+        unknown = sorted(edges.keys() - parameters.keys())
+        if unknown:
+            raise ValueError(f"edges names parameters that the net lacks: {unknown}; it has {sorted(parameters)}.")
+        units = _Units()
+        found: dict[str, Edges] = {}
+        for name, given in edges.items():
+            write, read = (torch.as_tensor(ids) for ids in given[:2])
+            for ids in (write, read):
+                shape = tuple(parameters[name].shape)
+                if ids.is_floating_point() or (ids < 0).any() or not _broadcasts(ids.shape, shape):
+                    raise ValueError(
+                        f"edges[{name!r}] must be two arrays of unit numbers >= 0 that broadcast to the shape {shape}."
+                    )
+            found[name] = Edges(write.long(), read.long(), *given[2:])
+            units.grow(name.rpartition(".")[0], found[name].write)
+        return _finished(module, units, found, {}, set(), [])
+
+    @property
+    def n_params(self) -> int:
+        """Number of entries of all parameters, m; a shared parameter counts once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def n_units(self) -> int:
+        """Number of units that can be rescaled, H."""
+        return len(self.unit_names)
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the equivalence classes' space, m − H."""
+        return self.n_params - self.n_units
+
+    @property
+    def invariant_ratio(self) -> float:
+        """H / m."""
+        return self.n_units / max(1, self.n_params)
+
+    @property
+    def private(self) -> Tensor:
+        """Whether nothing reads a unit, as with a filter in front of a batch norm; bool of shape (n_units,)."""
+        read = torch.zeros(self.n_units + 1, dtype=torch.bool)
+        for edges in self.edges.values():
+            read[edges.read.flatten()] = True
+        return ~read[1:]
+
+    def without(self, units: Tensor, layer: str = "", reason: str = "") -> "ScaleGraph":
+        """Return the graph in which some units cannot be rescaled.
+
+        Parameters
+        ----------
+        units : Tensor of bool of shape (n_units,)
+            Which.
+        layer, reason : str
+            What pins them, for the report.
+
+        Returns
+        -------
+        graph : ScaleGraph
+            The graph, its other units in the same order.
+        """
+        if not units.any():
+            return self
+        number = torch.cat([torch.zeros(1, dtype=torch.long), torch.where(units, 0, (~units).cumsum(0))])
+        return replace(
+            self,
+            edges={n: Edges(number[e.write], number[e.read], e.constant) for n, e in self.edges.items()},
+            statistics={n: (number[ids], power) for n, (ids, power) in self.statistics.items()},
+            unit_names=tuple(name for name, out in zip(self.unit_names, units, strict=True) if not out),
+            approximate=self.approximate[~units],
+            pinned=(*self.pinned, Pin(layer, reason, int(units.sum()))) if reason else self.pinned,
+        )
+
+    def touching(self, names) -> Tensor:
+        """Return which units the parameters called `names` write or read, bool of shape (n_units,)."""
+        touched = torch.zeros(self.n_units + 1, dtype=torch.bool)
+        for name in names:
+            touched[self.edges[name].write.flatten()] = touched[self.edges[name].read.flatten()] = True
+        return touched[1:]
+
+    def __str__(self) -> str:
+        rows = [("parameter", "shape", "writes", "reads")]
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
+        for name, edges in self.edges.items():
+            counts = (str(len(ids[ids > 0].unique())) for ids in (edges.write, edges.read))
+            rows.append((name, "×".join(map(str, shapes[name])), *counts))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}"
+            for row in rows
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines += [
+            "",
+            f"parameters  m = {self.n_params:,}",
+            f"units       H = {self.n_units:,}"
+            + (f", of these {count:,} but for eps of a batch norm" if (count := int(self.approximate.sum())) else ""),
+            f"dimension   m - H = {self.dimension:,}; invariant ratio {self.invariant_ratio:.2%}",
+        ]
+        lines += [f"pinned by {pin.layer}: {pin.reason} ({pin.n_channels} channels)" for pin in self.pinned]
+        return "\n".join(lines)
+
+
+def _broadcasts(shape, to) -> bool:
+    try:
+        return torch.broadcast_shapes(tuple(shape), tuple(to)) == torch.Size(to)
+    except RuntimeError:
+        return False
+
+
+class _Units:
+    """Units while they are found: channels that are added to each other become one."""
+
+    def __init__(self) -> None:
+        self._parent, self.names = [0], [""]
+
+    def new(self, layer: str, n: int) -> Tensor:
+        first = len(self._parent)
+        self._parent.extend(range(first, first + n))
+        self.names.extend(f"{layer}[{i}]" for i in range(n))
+        return torch.arange(first, first + n)
+
+    def grow(self, layer: str, ids: Tensor) -> None:
+        """Make all units with numbers up to those of `ids`."""
+        self.new(layer, max(0, int(ids.max()) + 1 - len(self._parent)))
+
+    def find(self, unit: int) -> int:
+        while self._parent[unit] != unit:
+            self._parent[unit] = self._parent[self._parent[unit]]
+            unit = self._parent[unit]
+        return unit
+
+    def unite(self, first: Tensor, second: Tensor) -> None:
+        for one, other in zip(first.tolist(), second.tolist()):
+            low, high = sorted((self.find(one), self.find(other)))
+            self._parent[high] = low
+
+    def pin(self, ids: Tensor) -> None:
+        self.unite(ids, torch.zeros_like(ids))
+
+    def roots(self) -> Tensor:
+        return torch.tensor([self.find(unit) for unit in range(len(self._parent))])
+
+
+class _GraphDomain:
+    """Entries are units."""
+
+    fill = torch.zeros((), dtype=torch.long)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.units, self.edges, self.statistics = _Units(), {}, {}
+        self.approximate: set[int] = set()
+        self.pins: list[Pin] = []
+        # A shared parameter goes by its first name.
+        self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+
+    def weighted(self, where: str, layer: nn.Module, geometry: Geometry, columns: Tensor) -> Tensor:
+        written = self.units.new(where, geometry.n_out)
+        self._record(where, layer.weight, Edges(written[geometry.writes], columns[geometry.reads]))
+        if layer.bias is not None:
+            self._record(where, layer.bias, Edges(written, self.fill.expand(1), constant=True))
+        return written
+
+    def normalised(self, where: str, layer: nn.Module, entries: Tensor | None) -> Tensor:
+        if entries is not None:
+            if layer.running_mean is not None:
+                self.statistics[f"{where}.running_mean"] = entries, 1
+                self.statistics[f"{where}.running_var"] = entries, 2
+            if layer.eps > 0:
+                self.approximate.update(entries.tolist())
+        if layer.weight is None:
+            return self.fill.expand(layer.num_features)
+        written = self.units.new(where, layer.num_features)
+        self._record(where, layer.weight, Edges(written, self.fill.expand(1)))
+        self._record(where, layer.bias, Edges(written, self.fill.expand(1), constant=True))
+        return written
+
+    def merged(self, first: Tensor, second: Tensor) -> Tensor:
+        self.units.unite(first, second)
+        return first
+
+    def times(self, entries: Tensor, factor: float | None) -> Tensor:
+        return entries
+
+    def pin(self, values, where: str, reason: str) -> None:
+        pieces = [piece for value in values for piece in value.pieces if piece is not None]
+        for piece in pieces:
+            self.units.pin(piece)
+        if reason and pieces:
+            self.pins.append(Pin(where, reason, sum(map(len, pieces))))
+
+    def _record(self, where: str, parameter: nn.Parameter, edges: Edges) -> None:
+        name = self._names[id(parameter)]
+        if name not in self.edges:
+            self.edges[name] = edges
+            return
+        touched = torch.cat([ids.flatten() for ids in (*edges[:2], *self.edges[name][:2])]).unique()
+        self.units.pin(touched)
+        self.pins.append(Pin(where, f"it uses {name} once more", len(touched[touched > 0])))
+
+
+def _finished(module: nn.Module, units: _Units, edges, statistics, approximate, pins) -> ScaleGraph:
+    """Number the units that are left, and add the parameters that do not scale."""
+    roots = units.roots()
+    used = torch.zeros(len(roots), dtype=torch.bool)
+    for parameter in edges.values():
+        used[roots[parameter.write.flatten()]] = used[roots[parameter.read.flatten()]] = True
+    used[0] = False
+    number = torch.where(used, used.cumsum(0), 0)[roots]
+    of_eps = torch.zeros(int(used.sum()) + 1, dtype=torch.bool)
+    of_eps[number[sorted(approximate)]] = True
+    fixed = Edges(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    all_edges = {name: Edges(number[e.write], number[e.read], e.constant) for name, e in edges.items()}
+    all_edges |= {name: fixed for name, _ in module.named_parameters() if name not in edges}
+    return ScaleGraph(
+        module,
+        all_edges,
+        {name: (number[ids], power) for name, (ids, power) in statistics.items()},
+        tuple(units.names[unit] for unit in used.nonzero().flatten().tolist()),
+        of_eps[1:],
+        tuple(pins),
+    )
+
+
+def scale_graph(module: nn.Module) -> ScaleGraph:
+    """Find the units of a ReLU net that can be rescaled without changing its function.
+
+    Linear layers and convolutions (with groups, transposed) write and read units; ReLU, leaky ReLU, PReLU, dropout,
+    pooling, flattening, padding with zeros, up-sampling, sums, concatenations and splits along channels let them pass;
+    batch norms end a unit and start another. Everything else pins the units that come into it, and the graph says so.
+
+    Parameters
+    ----------
+    module : Module
+        The net, traced by torch.fx; it is neither run nor changed. A matrix, or a batch of sequences whose last axis is
+        the features', goes into its linear layers.
+
+    Returns
+    -------
+    graph : ScaleGraph
+        The graph; it prints as a table.
+
+    Raises
+    ------
+    ValueError
+        If the module's own code cannot be traced.
+
+    References
+    ----------
+    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural networks
+       in its positively scale-invariant space". ICLR 2019.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import scale_graph
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> print(scale_graph(net))
+    parameter  shape  writes  reads
+    ---------  -----  ------  -----
+    0.weight     8×4       8      0
+    0.bias         8       8      0
+    2.weight     3×8       0      8
+    2.bias         3       0      0
+    <BLANKLINE>
+    parameters  m = 67
+    units       H = 8
+    dimension   m - H = 59; invariant ratio 11.94%
+    """
+    module = unwrapped(module)
+    domain = _GraphDomain(module)
+    interpret(module, domain)
+    return _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
+
+
+def graph_of(module: nn.Module, graph: ScaleGraph | None) -> ScaleGraph:
+    """Return `graph`, which has to be of a net like `module`, or find it."""
+    if graph is None:
+        return scale_graph(module)
+    if not isinstance(graph, ScaleGraph):
+        raise TypeError(f"graph must be a ScaleGraph, got {type(graph).__name__}.")
+    module = unwrapped(module)
+    parameters = {name: parameter.shape for name, parameter in module.named_parameters()}
+    own = {name: parameter.shape for name, parameter in graph.module.named_parameters()}
+    if parameters != own:
+        name = next(iter(name for name in [*own, *parameters] if own.get(name) != parameters.get(name)))
+        raise ValueError(
+            f"graph is of another module: its parameter {name!r} has the shape {_shape(own.get(name))}, "
+            f"the module's {_shape(parameters.get(name))}. Make it by scale_graph(module)."
+        )
+    return graph if module is graph.module else replace(graph, module=module)
+
+
+def _shape(shape) -> str:
+    return "none, it is missing" if shape is None else str(tuple(shape))

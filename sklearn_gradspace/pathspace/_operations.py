@@ -1,0 +1,282 @@
+"""What each operation of a net does to the channels that pass through it.
+
+An operation gets `Value`\\ s and plain arguments, and gives a `Value` or raises `Unsupported`. What an entry of a channel
+is, a unit or a number, is up to the `domain`, see `interpret`.
+"""
+
+import math
+import operator
+from dataclasses import replace
+from numbers import Number
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ._layers import HOMOGENEOUS, NORMALISING, ON_IMAGES, WEIGHTED, Geometry
+from ._trace import trace
+from ._values import Unsupported, Value, concatenate
+
+PLAIN = object()  # a size, a shape, a number that the net computes: nothing that could be rescaled
+
+
+class Domain(Protocol):
+    """What the entries of channels are."""
+
+    fill: Tensor  # the entry of shape () of a channel that cannot be rescaled
+
+    def weighted(self, where: str, layer: nn.Module, geometry: Geometry, columns: Tensor) -> Tensor:
+        """Return the entries that a layer with weights writes, from those of the columns that it reads."""
+
+    def normalised(self, where: str, layer: nn.Module, entries: Tensor | None) -> Tensor:
+        """Return the entries behind a batch norm, from those before it, if they can be rescaled."""
+
+    def merged(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the entries of a sum."""
+
+    def times(self, entries: Tensor, factor: float | None) -> Tensor:
+        """Return the entries times a constant, None if it is not known."""
+
+    def pin(self, values: list[Value], where: str, reason: str) -> None:
+        """Take note that channels cannot be rescaled."""
+
+
+def interpret(module: nn.Module, domain: Domain) -> None:
+    """Run the operations of `module` on channels.
+
+    Parameters
+    ----------
+    module : Module
+        The net.
+    domain : Domain
+        What it is run on. All that reaches the output is pinned, at the place called "output".
+    """
+    graph, opaque = trace(module)
+    modules, values = dict(module.named_modules()), {}
+    for node in graph.nodes:
+        args = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        try:
+            if node.op in ("placeholder", "get_attr"):
+                result = Value()
+            elif node.op == "output":
+                domain.pin(_values(args), "output", "")
+                break
+            elif node.op == "call_module":
+                if node.target in opaque:
+                    raise Unsupported(opaque[node.target])
+                result = _run_layer(domain, node.target, modules[node.target], *args[0], **args[1])
+            else:
+                operation = (OPERATIONS if node.op == "call_function" else METHODS).get(node.target)
+                if operation is None:
+                    if not _values(args):
+                        values[node] = PLAIN
+                        continue
+                    raise Unsupported("it is not known to commute with rescaling")
+                result = operation(domain, *args[0], **args[1])
+        except Unsupported as reason:
+            where = node.target if node.op == "call_module" else f"{node.name} ({_layer_of(node)})"
+            domain.pin(_values(args), where, str(reason))
+            result = Value()
+        values[node] = result
+
+
+def _values(args) -> list[Value]:
+    found: list[Value] = []
+    torch.utils._pytree.tree_map(lambda x: found.append(x) if isinstance(x, Value) else None, args)
+    return found
+
+
+def _layer_of(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed(stack), "") or "forward"
+
+
+def _run_layer(domain: Domain, where: str, layer: nn.Module, value: Value, *args, **kwargs) -> Value:
+    kind = type(layer)
+    if not isinstance(value, Value) or getattr(layer, "return_indices", False):
+        raise Unsupported("it takes or gives more than one tensor")
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise Unsupported("it has hooks, which may change what it computes")
+    if kind in WEIGHTED and not {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}:
+        raise Unsupported("its weight is computed from other parameters")
+    if kind in WEIGHTED:
+        geometry = WEIGHTED[kind](layer)
+        _check_axis(value, 1 if geometry.ndim else -1)
+        entries = domain.weighted(where, layer, geometry, value.columns(geometry.n_in, domain.fill))
+        ndim = geometry.ndim or value.ndim
+        return Value((entries,), 1 if geometry.ndim else -1, ndim)
+    if kind in NORMALISING:
+        ndim = NORMALISING[kind] or value.ndim or 2
+        _check_axis(value, -1 if ndim == 2 else 1)
+        entries = None if value.is_root else value.columns(layer.num_features, domain.fill)
+        return Value((domain.normalised(where, layer, entries),), -1 if ndim == 2 else 1, ndim)
+    if kind is nn.Flatten:
+        return value.flattened(layer.start_dim, layer.end_dim)
+    if kind is nn.PReLU and layer.num_parameters > 1:
+        _check_axis(value, -1 if value.ndim in (None, 2) else 1)
+        return value.as_matrix()
+    if kind in ON_IMAGES:
+        _check_axis(value, 1)
+    if kind not in HOMOGENEOUS:
+        raise Unsupported(f"a {kind.__name__} does not commute with rescaling, or is not known to")
+    return value
+
+
+def _check_axis(value: Value, axis: int) -> None:
+    if not value.is_root and value.axis != axis and value.ndim != 2:
+        raise Unsupported("it acts on another axis than the channels")
+
+
+def _same(domain: Domain, value: Value, *args, **kwargs) -> Value:
+    return value
+
+
+def _on_images(domain: Domain, value: Value, *args, return_indices: bool = False, **kwargs) -> Value:
+    if return_indices:
+        raise Unsupported("it gives more than one tensor")
+    _check_axis(value, 1)
+    return value
+
+
+def _pad(domain: Domain, value: Value, pad, mode="constant", fill=None, **kwargs) -> Value:
+    if mode == "constant" and (fill or kwargs.get("value")):
+        raise Unsupported("it pads with a constant other than zero")
+    if not value.is_root and (value.ndim is None or len(pad) // 2 > value.ndim - 2 or value.axis != 1):
+        raise Unsupported("it may pad the channels")
+    return value
+
+
+def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
+    values = [value for value in (first, second) if isinstance(value, Value)]
+    if len(values) == 1:
+        if values[0].is_root or (isinstance(other := second if values[0] is first else first, Number) and other == 0):
+            return values[0]
+        raise Unsupported("it adds a constant")
+    first, second = values
+    if first.is_root and second.is_root:
+        return first
+    if first.is_root or second.is_root:
+        raise Unsupported("it adds what cannot be rescaled")
+    if (first.axis, first.flat, len(first.pieces)) != (second.axis, second.flat, len(second.pieces)):
+        raise Unsupported("it adds tensors whose channels lie differently")
+    pieces = []
+    for one, other in zip(first.pieces, second.pieces, strict=True):
+        if one is None or other is None or len(one) != len(other):
+            raise Unsupported("it adds tensors whose channels lie differently")
+        pieces.append(domain.merged(one, domain.times(other, alpha)))
+    return replace(first, pieces=tuple(pieces), ndim=first.ndim or second.ndim)
+
+
+def _product(domain: Domain, first: Any, second: Any, *, inverse: bool = False) -> Value:
+    if isinstance(first, Value) and isinstance(second, Value):
+        if first.is_root and second.is_root:
+            return Value()
+        raise Unsupported("it multiplies two tensors")
+    value, factor = (first, second) if isinstance(first, Value) else (second, first)
+    if inverse and value is second and not value.is_root:
+        raise Unsupported("it divides by what is rescaled")
+    known = isinstance(factor, Number) and not (inverse and factor == 0)
+    factor = (1 / factor if inverse else factor) if known else None
+    pieces = tuple(piece if piece is None else domain.times(piece, factor) for piece in value.pieces)
+    return replace(value, pieces=pieces)
+
+
+def _quotient(domain: Domain, first: Any, second: Any) -> Value:
+    return _product(domain, first, second, inverse=True)
+
+
+def _concatenate(domain: Domain, tensors, dim: int = 0) -> Value:
+    return concatenate(tensors, dim, domain.merged)
+
+
+def _split(domain: Domain, value: Value, sizes, dim: int = 0):
+    return value.split(list(sizes) if isinstance(sizes, (tuple, list)) else sizes, dim)
+
+
+def _chunk(domain: Domain, value: Value, chunks: int, dim: int = 0):
+    return (
+        value.split(max(1, math.ceil(len(value.channels) / chunks)), dim) if not value.is_root else value.split(1, dim)
+    )
+
+
+def _item(domain: Domain, value: Any, index: Any):
+    if isinstance(value, tuple):
+        return value[index]
+    if not isinstance(value, Value):
+        return PLAIN
+    if value.is_root:
+        return value
+    whole = slice(None)
+    if (
+        isinstance(index, tuple)
+        and len(index) > 1
+        and value.axis == (1 if value.ndim and value.ndim > 2 else value.axis)
+    ):
+        rows, columns, *rest = index
+        if rows == whole and isinstance(columns, slice) and all(part == whole for part in rest):
+            return replace(value.as_matrix(), pieces=(value.channels[columns],))
+    raise Unsupported("it takes a part of a tensor")
+
+
+def _flatten(domain: Domain, value: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
+    return value.flattened(start_dim, end_dim)
+
+
+def _view(domain: Domain, value: Value, *shape) -> Value:
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    if not value.is_root and not (len(shape) == 2 and (shape[0] in (PLAIN, -1) or shape[1] == -1)):
+        raise Unsupported("it changes the shape in another way than flattening all but the samples")
+    return value.flattened(1, -1)
+
+
+def _mean(domain: Domain, value: Value, dim=None, keepdim: bool = False, **kwargs) -> Value:
+    return value.reduced(dim, keepdim)
+
+
+def _plain(domain: Domain, *args, **kwargs):
+    return PLAIN
+
+
+def _attribute(domain: Domain, value: Any, name: str):
+    if name in ("shape", "ndim", "device", "dtype") or not isinstance(value, Value):
+        return PLAIN
+    raise Unsupported(f"it takes the attribute {name}")
+
+
+_POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
+OPERATIONS = {
+    **dict.fromkeys(
+        (F.relu, torch.relu, torch.relu_, F.leaky_relu, F.rrelu, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d,
+         torch.dropout, operator.neg, torch.neg, operator.pos, torch.clone),
+        _same,
+    ),
+    **{getattr(F, f"{pool}{d}d"): _on_images for pool in _POOLS for d in (1, 2, 3)},
+    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, torch.avg_pool1d), _on_images),
+    F.interpolate: _on_images,
+    F.pad: _pad,
+    torch.flatten: _flatten,
+    torch.reshape: _view,
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub), _sum),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul), _product),
+    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div), _quotient),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concatenate),
+    torch.chunk: _chunk,
+    torch.split: _split,
+    operator.getitem: _item,
+    **dict.fromkeys((torch.mean, torch.sum), _mean),
+    getattr: _attribute,
+    len: _plain,
+}  # fmt: skip
+METHODS = {
+    **dict.fromkeys(("relu", "relu_", "contiguous", "clone", "neg"), _same),
+    **dict.fromkeys(("view", "reshape"), _view),
+    "flatten": _flatten,
+    **dict.fromkeys(("add", "add_", "sub", "sub_"), _sum),
+    **dict.fromkeys(("mul", "mul_"), _product),
+    **dict.fromkeys(("div", "div_"), _quotient),
+    "chunk": _chunk,
+    "split": _split,
+    **dict.fromkeys(("mean", "sum"), _mean),
+    **dict.fromkeys(("size", "dim"), _plain),
+}
