@@ -12,8 +12,6 @@ from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn_gradspace.optim import ECOptimizer
-from sklearn_gradspace.pathspace import ScaleGraph, equivalent, rescale, scale_graph
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 from skorch.callbacks import EarlyStopping, GradientNormClipping, LRScheduler
 from skorch.dataset import Dataset, ValidSplit
@@ -23,6 +21,8 @@ from sklearn_gradspace import ECOptClassifier, ECOptRegressor, GradientFeaturize
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace._net_regressor import NetRegressor
 from sklearn_gradspace.modules import MLP
+from sklearn_gradspace.optim import ECOptimizer
+from sklearn_gradspace.pathspace import ScaleGraph, equivalent, rescale, scale_graph
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(60, 6))
@@ -74,8 +74,9 @@ def test_units_scales_do_not_matter(kind, method, optimizer, estimator):
     """Nets that differ in these alone give the same predictions after training; with plain SGD they do not."""
     is_classifier = estimator is ECOptClassifier
     net, twin = (make_net(kind, 3 if is_classifier else 1) for _ in range(2))
-    scales = 10 ** rng.uniform(-1, 1, scale_graph(twin).n_units)
-    rescale(twin, torch.from_numpy(scales))
+    graph = scale_graph(twin)
+    factors = 10 ** torch.from_numpy(rng.uniform(-1, 1, graph.n_units))
+    rescale(twin, torch.where(graph.approximate, 1.0, factors))
     data, targets = X if kind == "mlp" else images, y if is_classifier else target
     options = {"optimizer": optimizer, "lr": 0.01, "max_epochs": 5, "random_state": 0}
     predict = "predict_proba" if is_classifier else "predict"
@@ -83,8 +84,6 @@ def test_units_scales_do_not_matter(kind, method, optimizer, estimator):
     def predictions(fits):
         return [getattr(fit.fit(data, targets), predict)(data) for fit in fits]
 
-    if kind == "cnn":
-        net.norm.eps = twin.norm.eps = 0.0
     found = predictions(estimator(module=module, method=method, **options) for module in (net, twin))
     assert_close(*found, 1e-8)
     plain = NetClassifier if is_classifier else NetRegressor
@@ -142,7 +141,7 @@ def test_hidden_layer_sizes():
 
 
 def test_a_linear_model_has_no_units_and_is_trained_as_usual():
-    options = {"max_epochs": 3, "lr": 0.1, "random_state": 0, "optimizer": torch.optim.SGD}
+    options = {"max_epochs": 3, "lr": 0.1, "random_state": 0}
     with pytest.warns(UserWarning, match="unit"):
         classifier = ECOptClassifier((), **options).fit(X, y)
     plain = NetClassifier(
@@ -164,7 +163,7 @@ def test_a_convolutional_net_on_images(module, method):
             images.astype(dtype), labels
         )
         assert classifier.score(images, labels) > 0.9
-        assert classifier.scale_graph_.n_units >= 6  # filters, which the batch norm makes private, and channels
+        assert classifier.scale_graph_.n_units == classifier.module_.conv.out_channels
     regressor = ECOptRegressor(module=ConvNet, **options).fit(images, np.column_stack([labels, 1 - labels]))
     assert regressor.predict(images).shape == (60, 2)
 
@@ -264,7 +263,7 @@ def test_callbacks_of_skorch():
         random_state=0,
     ).fit(X, y)
     assert classifier.history[:, "event_lr"][::2] == pytest.approx([0.05, 0.005, 0.0005])
-    assert classifier.optimizer_.inner.param_groups[0]["lr"] == pytest.approx(5e-5)
+    assert classifier.optimizer_.param_groups[0]["lr"] == pytest.approx(5e-5)
     assert classifier.history[-1]["valid_acc"] > 0.3
 
 
@@ -272,7 +271,7 @@ def test_callbacks_of_skorch():
 @pytest.mark.parametrize("method", ["balanced", "path"])
 def test_training_that_diverges(method):
     with pytest.raises(ValueError, match=r"training diverged.*smaller lr"):
-        ECOptRegressor(lr=1e30, method=method, max_epochs=20).fit(X, target)
+        ECOptRegressor(method=method, max_epochs=2).fit(1e200 * X, target)
 
 
 def test_a_search_over_what_trains():

@@ -17,7 +17,7 @@ from sklearn_gradspace import (
         ECOptClassifier(),
         ECOptClassifier(method="path", optimizer="adam", lr=0.01),
         ECOptRegressor(),
-        ECOptRegressor(method="path", init="skeleton", path_penalty=1e-6),
+        ECOptRegressor(method="path", path_penalty=1e-4),
         GradientFeaturizer(),
         GradientFeaturizer(output="dense"),
         GradientFeaturizer(output="csr"),
