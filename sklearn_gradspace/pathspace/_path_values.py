@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ._balance import canonical_scales
-from ._graph import ScaleGraph, graph_of
+from ._graph import ScaleGraph, check_module, graph_of
 from ._layers import Geometry
 from ._operations import interpret
 from ._skeleton import Skeleton, find_skeleton
@@ -145,5 +145,5 @@ def path_norm(module: nn.Module) -> float:
        NeurIPS 2015.
     """
     domain = _NormDomain()
-    interpret(unwrapped(module), domain)
+    interpret(unwrapped(check_module(module)), domain)
     return float(torch.cat([piece.flatten() for piece in domain.at_outputs] or [torch.zeros(1)]).sum().sqrt())
