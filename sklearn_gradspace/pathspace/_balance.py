@@ -1,11 +1,11 @@
 """The canonical one among all rescaled twins of a net.
 
-A scale graph enters; one scale a unit leaves, which twins do not change but for rounding. Units are first normalised one
-after the other, in the order in which the net writes them: from there twins are the same. Then the sum of all squared
-weights is minimised, a convex function of the scales' logarithms.
+A scale graph enters; one scale a unit leaves, which twins do not change but for rounding. Units are first normalised
+one after the other, in the order in which the net writes them: from there twins are the same. Then the sum of all
+squared weights is minimised, a convex function of the scales' logarithms.
 """
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ def balance(module: nn.Module, graph: ScaleGraph | None = None) -> nn.Module:
     """Replace a net by its canonical twin, in place; the function stays the same.
 
     All rescaled twins of a net have the same canonical twin, the one of the smallest sum of squared weights. Filters in
-    front of a batch norm, whose scale nothing reads, are kept as they are for the sake of its `eps`; where that is next to
-    nothing, they get norm 1, and the sum is the smallest of those with filters in the proportions that they have when
-    each layer is normalised after the ones before it.
+    front of a batch norm, whose scale nothing reads, are kept as they are for the sake of its `eps`; where that is next
+    to nothing, they get norm 1, and the sum is the smallest of those with filters in the proportions that they have
+    when each layer is normalised after the ones before it.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def _normalised_in_order(write, read, squares, layer, fixed) -> np.ndarray:
     """Return scales with which the weights of the first layer that writes a unit have norm 1."""
     scales, settled = np.ones(len(fixed)), fixed.copy()
     order = np.flatnonzero(np.diff(layer, prepend=-1, append=-1))
-    for start, stop in zip(order[:-1], order[1:]):
+    for start, stop in pairwise(order):
         entries = slice(start, stop)
         norms = np.sqrt(_sums(write[entries], squares[entries] / scales[read[entries]] ** 2, len(scales)))
         new = (norms > 0) & ~settled

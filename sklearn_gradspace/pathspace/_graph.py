@@ -1,9 +1,9 @@
 """The scale graph: which entries of which parameters write, and which read, each unit that can be rescaled.
 
-An unmodified module enters; a `ScaleGraph` leaves. Multiplying a unit's incoming weights by c > 0 and dividing its outgoing
-weights by c leaves the net's function as it is; a unit is one channel, or several that are added to each other somewhere
-and so share their scale. Unit 0, the root, stands for all that cannot be rescaled: inputs, outputs, the constant that
-biases are read from, the values that a batch norm has normalised.
+An unmodified module enters; a `ScaleGraph` leaves. Multiplying a unit's incoming weights by c > 0 and dividing its
+outgoing weights by c leaves the net's function as it is; a unit is one channel, or several that are added to each other
+somewhere and so share their scale. Unit 0, the root, stands for all that cannot be rescaled: inputs, outputs, the
+constant that biases are read from, the values that a batch norm has normalised.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ._layers import Geometry
 from ._operations import interpret
-from ._values import Unsupported
 from ._trace import unwrapped
-
+from ._values import Unsupported
 
 _NO_EPS = torch.finfo(torch.float32).tiny  # torch takes no batch norm with eps=0 in training
 
@@ -71,7 +70,8 @@ class ScaleGraph:
     unit_names : tuple of str
         Layer and channel that write a unit first, of units 1 to `n_units`.
     approximate : Tensor of bool of shape (n_units,)
-        Whether a batch norm normalises the unit whose `eps` is not next to nothing: the net is then invariant but for it.
+        Whether a batch norm whose `eps` is not next to nothing normalises the unit: the net is then invariant but for
+        that.
     pinned : tuple of Pin
         What keeps units from being rescaled, and why.
     """
@@ -359,8 +359,8 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
 
     References
     ----------
-    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural networks
-       in its positively scale-invariant space". ICLR 2019.
+    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural
+       networks in its positively scale-invariant space". ICLR 2019.
 
     Examples
     --------

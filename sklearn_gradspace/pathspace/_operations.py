@@ -1,7 +1,7 @@
 """What each operation of a net does to the channels that pass through it.
 
-An operation gets `Value`\\ s and plain arguments, and gives a `Value` or raises `Unsupported`. What an entry of a channel
-is, a unit or a number, is up to the `domain`, see `interpret`.
+An operation gets `Value`\\ s and plain arguments, and gives a `Value` or raises `Unsupported`. What an entry of a
+channel is, a unit or a number, is up to the `domain`, see `interpret`.
 """
 
 import math

@@ -15,8 +15,8 @@ from ._trace import unwrapped
 def path_values(module: nn.Module, graph: ScaleGraph | None = None) -> dict[str, Tensor]:
     """Return for each weight the value of the basis path through it, the product of the weights along that path.
 
-    Rescaled twins have the same path values. The path leads from an input over skeleton weights, through the weight, and
-    over skeleton weights to an output; the skeleton is that of the canonical twin's largest weights.
+    Rescaled twins have the same path values. The path leads from an input over skeleton weights, through the weight,
+    and over skeleton weights to an output; the skeleton is that of the canonical twin's largest weights.
 
     Parameters
     ----------
