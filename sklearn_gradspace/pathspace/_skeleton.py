@@ -23,8 +23,8 @@ class Skeleton:
     Parameters
     ----------
     entry_in, entry_out : ndarray of shape (n_units + 1,)
-        The weight that leads to a unit, and the one that leads on. -1 where there is none: nothing leads on from a filter
-        in front of a batch norm, nor from a unit that only such filters read.
+        The weight that leads to a unit, and the one that leads on. -1 where there is none: nothing leads on from a
+        filter in front of a batch norm, nor from a unit that only such filters read.
     unit_in, unit_out : ndarray of shape (n_units + 1,)
         The unit that `entry_in` reads, and the one that `entry_out` writes.
     weight_in, weight_out : ndarray of shape (n_units + 1,)
@@ -99,8 +99,8 @@ def find_skeleton(graph: ScaleGraph, weights: dict[str, Tensor]) -> Skeleton:
     Returns
     -------
     skeleton : Skeleton
-        To each unit leads the largest of the weights on the shortest ways from the inputs, where biases are ways only if
-        there is no other, and on lead the largest on the shortest ways to the outputs.
+        To each unit leads the largest of the weights on the shortest ways from the inputs, where biases are ways only
+        if there is no other, and on lead the largest on the shortest ways to the outputs.
     """
     write, read, size, value, entry, constant = _candidates(graph, weights)
     n = graph.n_units + 1
@@ -123,8 +123,10 @@ def _tree(start, end, size, allowed, n: int) -> tuple[np.ndarray, tuple[np.ndarr
     settled[0] = True
     for edges in map(np.flatnonzero, allowed):
         while len(new := edges[settled[start[edges]] & ~settled[end[edges]]]):
-            new = new[np.argsort(size[new], kind="stable")]
-            parent[end[new]] = new  # of several the last stays, which is the largest
+            largest = np.zeros(n)
+            np.maximum.at(largest, end[new], size[new])
+            new = new[size[new] == largest[end[new]]]
+            parent[end[new]] = new
             order.append(np.unique(end[new]))
             settled[order[-1]] = True
     return parent, tuple(order)
