@@ -31,12 +31,12 @@ class ECOptMixin:
         optimizer="sgd",
         lr=0.05,
         momentum=0.9,
-        weight_decay=0.0,
+        weight_decay=1e-3,
         method="balanced",
         init="auto",
         path_penalty=0.0,
         graph=None,
-        max_epochs=50,
+        max_epochs=30,
         batch_size=32,
         random_state=None,
         device="cpu",
@@ -166,7 +166,7 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         Learning rate.
     momentum : float, default=0.9
         Momentum, for inner optimizers that have one.
-    weight_decay : float, default=0.0
+    weight_decay : float, default=0.001
         Weight decay of the inner optimizer.
     method : {"balanced", "path"}, default="balanced"
         Whether steps are made in the balanced representative of the net's class or in the values of basis paths.
@@ -177,7 +177,7 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         Factor of the squared norm of basis path values in the loss; for ``method="path"``.
     graph : callable, optional
         From a module to its :class:`~sklearn_gradspace.pathspace.ScaleGraph`, for nets that cannot be traced.
-    max_epochs : int, default=50
+    max_epochs : int, default=30
         Number of epochs.
     batch_size : int, default=32
         Number of rows a step; -1 is all.
