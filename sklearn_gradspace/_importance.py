@@ -47,8 +47,8 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
     labels : {"auto", "true", "predicted", "sampled", "expected", "all"}, default="auto"
         Which label's loss is differentiated. "true": that of `y`. "predicted": the net's own. "sampled": one that is
         drawn from the probabilities of the net. "expected": all of them, each counting by its probability; with
-        "fisher" this is the true Fisher information. "all": all of them alike, as GradNet has them. "auto": "true" where
-        there is a `y`, else "expected". Several labels of a row cost a backward pass each.
+        "fisher" this is the true Fisher information. "all": all of them alike, as GradNet has them. "auto": "true"
+        where there is a `y`, else "expected". Several labels of a row cost a backward pass each.
     per_class : bool, default=False
         Whether importances are found for each class as well: means over the rows of a class, that of `y` or without `y`
         the predicted one.
@@ -95,9 +95,9 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
     Notes
     -----
     Rows are streamed: memory is that of a batch, and 32 bytes for each entry, times the number of classes with
-    ``per_class=True``. Where a linear layer sees one vector a row, ``Σ |g|^p`` is the product ``(|δ|^p)ᵀ |a|^p`` of what
-    enters the layer and what comes back to it, so that no gradient of a row is formed; in other layers those of a few
-    rows are at a time. ``score="survival"`` forms and sorts all of them.
+    ``per_class=True``. Where a linear layer sees one vector a row, ``Σ |g|^p`` is the product ``(|δ|^p)ᵀ |a|^p`` of
+    what enters the layer and what comes back to it, so that no gradient of a row is formed; in other layers those of a
+    few rows are at a time. ``score="survival"`` forms and sorts all of them.
 
     References
     ----------
@@ -180,9 +180,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         """Return the moments of the score, for each class apart if that is wanted, and for even and odd rows apart."""
         n_classes = len(self.classes_) if self.per_class else 1
         moments = ScoreMoments(engine.blocks, 2 * n_classes, engine.device)
-        uniform = (
-            check_random_state(self.random_state).uniform(size=len(X)) if labels == "sampled" else np.zeros(len(X))
-        )
+        uniform = check_random_state(self.random_state).uniform(size=len(X) if labels == "sampled" else 0)
         several = labels in ("expected", "all")
         if self.score in _POWERS:
             add = partial(add_powers, moments, engine, p=_POWERS[self.score])
@@ -233,8 +231,8 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         for name, values in self.importances_.items():
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"importances of {name!r} are not finite: outputs of net, or gradients, are NaN or overflow. Look at "
-                    "the outputs of net for these rows."
+                    f"importances of {name!r} are not finite: outputs of net, or gradients, are NaN or overflow. Look "
+                    "at the outputs of net for these rows."
                 )
 
     def _weight(self, name: str) -> torch.Tensor:

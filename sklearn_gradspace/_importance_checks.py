@@ -31,7 +31,7 @@ def check_parameters(importance, y) -> None:
         raise TypeError("net_output is neither None nor a function that takes what the net returns.")
     if importance.labels == "true" and y is None:
         raise ValueError(
-            "labels='true' requires y to be passed, but the target y is None. Pass the labels, or use labels='expected'."
+            "labels='true' requires y to be passed, but the target y is None. Pass labels, or use labels='expected'."
         )
     if importance.score == "magnitude" and importance.per_class:
         raise ValueError("score='magnitude' knows no classes, since no data enter it: use per_class=False.")

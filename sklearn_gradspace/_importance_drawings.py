@@ -1,4 +1,4 @@
-"""Drawings of importances on matplotlib's axes: a net as a graph, filters as images, layers as bars, scores beside scores.
+"""Drawings of importances on matplotlib's axes: a net as a graph, filters, layers, one score beside another.
 
 An `EdgeImportanceDisplay` and axes enter; what was drawn stands on the axes.
 """
@@ -27,8 +27,7 @@ def draw_graph(display, ax, n_edges: int = 150) -> None:
     sizes = [importances[0].shape[1], *(values.shape[0] for values in importances)]
     entering = [importances[0].sum(0), *(values.sum(1) for values in importances)]
     image = display.image_shape if display.image_shape and prod(display.image_shape) == sizes[0] else None
-    places = [_on_grid(image) if image else _in_column(0, sizes[0])]
-    places += [_in_column(1.1 + i if image else 1.0 + i, size) for i, size in enumerate(sizes[1:])]
+    places = _places(sizes, importances, image)
     for left, right, name, values in zip(places, places[1:], names, importances):
         strongest = np.argsort(-values, axis=None, kind="stable")[:n_edges][::-1]
         to, origin = np.unravel_index(strongest, values.shape)
@@ -58,6 +57,22 @@ def draw_graph(display, ax, n_edges: int = 150) -> None:
     ax.set_title(f"The {n_edges} most important edges of each layer; blue: positive, red: negative", fontsize=10)
 
 
+def _places(sizes: list[int], importances: list[np.ndarray], image: tuple[int, int] | None) -> list[np.ndarray]:
+    """Return the places of the units of each layer, of shape (n_units, 2).
+
+    Outputs are in order, and so are inputs; units between stand as high as, on average, those that they lead to.
+    """
+    first = _on_grid(image) if image else _in_column(0, sizes[0])
+    places = [_in_column(len(sizes) - 1 + 0.4 * bool(image), sizes[-1])]
+    for i in range(len(sizes) - 2, 0, -1):
+        strengths = importances[i] ** 2  # (n_after, n_units)
+        heights = places[0][:, 1] @ strengths / np.maximum(strengths.sum(0), np.finfo(float).tiny)
+        column = np.empty((sizes[i], 2))
+        column[np.argsort(-heights, kind="stable")] = _in_column(i + 0.4 * bool(image), sizes[i])
+        places.insert(0, column)
+    return [first, *places]
+
+
 def _in_column(x: float, n: int) -> np.ndarray:
     """Return n places in a column, of shape (n, 2), the first on top."""
     y = np.linspace(1, 0, n) if n > 1 else np.array([0.5])
@@ -67,7 +82,7 @@ def _in_column(x: float, n: int) -> np.ndarray:
 
 def _on_grid(shape: tuple[int, int]) -> np.ndarray:
     """Return the places of an image's pixels, of shape (n_pixels, 2)."""
-    y, x = np.meshgrid(np.linspace(0.9, 0.1, shape[0]), np.linspace(-0.35, 0.35, shape[1]), indexing="ij")
+    y, x = np.meshgrid(np.linspace(0.78, 0.22, shape[0]), np.linspace(-0.6, 0.6, shape[1]), indexing="ij")
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
@@ -105,8 +120,8 @@ def _filters(display, layer: str | None) -> tuple[str, np.ndarray]:
             return name, weight.reshape(len(weight), 1, *image)
     what = "no layer" if layer is None else f"layer={layer!r}"
     raise ValueError(
-        f"kind='filters' needs a convolution of two axes, or a linear layer on images of `image_shape`, which {what} is; "
-        f"the parameters are {', '.join(display.weights)}."
+        f"kind='filters' needs a convolution of two axes, or a linear layer on images of `image_shape`; {what} is one. "
+        f"Parameters are {', '.join(display.weights)}."
     )
 
 
@@ -141,15 +156,18 @@ def draw_agreement(display, ax) -> None:
     if display.other is None:
         raise ValueError("kind='agreement' needs `other`, importances by another score or of another net.")
     names, total = list(display.importances), sum(values.size for values in display.importances.values())
-    rng = np.random.default_rng(0)
+    rng, low = np.random.default_rng(0), np.full(2, np.inf)
     for i, name in enumerate(names):
         pairs = np.stack([display.importances[name].ravel(), np.ravel(display.other[name])])
         shown = ceil(_DOTS * pairs.shape[1] / total)
         if pairs.shape[1] > shown:
             pairs = pairs[:, rng.choice(pairs.shape[1], max(shown, min(300, pairs.shape[1])), replace=False)]
         pairs = pairs[:, (pairs > 0).all(0)]
+        low = np.minimum(low, np.quantile(pairs, 0.02, axis=1)) if pairs.size else low
         ax.scatter(*pairs, s=5, alpha=0.35, color=f"C{i}", linewidths=0, label=name, rasterized=True)
     ax.set(xscale="log", yscale="log", xlabel=display.score_name or "importance", ylabel=display.other_name or "other")
+    if np.isfinite(low).all():  # a few entries are next to nothing
+        ax.set(xlim=(low[0] / 2, None), ylim=(low[1] / 2, None))
     ax.set_title(f"rank correlation {display.rank_correlation:.2f}", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     legend = ax.legend(frameon=False, markerscale=3, fontsize=8)

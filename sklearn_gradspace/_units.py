@@ -3,6 +3,8 @@
 A net, the name of a parameter and numbers for its entries enter; numbers for units leave.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -29,7 +31,7 @@ def linear_chain(net: nn.Module, names) -> list[str]:
         if name.rpartition(".")[2] == "weight" and isinstance(net.get_submodule(name.rpartition(".")[0]), nn.Linear)
     }
     chain = list(layers)
-    broken = [b for a, b in zip(chain, chain[1:]) if layers[a].out_features != layers[b].in_features]
+    broken = [b for a, b in pairwise(chain) if layers[a].out_features != layers[b].in_features]
     if not chain or broken:
         what = f"{broken[0]!r} does not take what comes before it" if broken else "it has no linear layers"
         raise ValueError(f"a graph needs a net of linear layers, one after the other; of this one {what}.")

@@ -1,8 +1,8 @@
 """Scores of the entries of gradients, summed over rows without holding the gradients of these.
 
 Rows of data enter; what they add to `ScoreMoments` leaves. The gradient of a linear layer that sees a vector is
-``delta a^T``, and so is its score, ``|delta|^p |a|^p``: sums over rows are matrix products of these factors. Gradients of
-other layers are formed a few rows at a time.
+``delta a^T``, and so is its score, ``|delta|^p |a|^p``: sums over rows are matrix products of these factors. Gradients
+of other layers are formed a few rows at a time.
 """
 
 from collections.abc import Callable
