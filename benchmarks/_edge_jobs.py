@@ -68,7 +68,7 @@ def importances(net: nn.Module, job: Job, score: str, rows: int, seed: int) -> E
     labels = "all" if score == "survival" else "auto"
     kind = "magnitude" if score == "random" else score
     n = rows // 4 if score == "survival" else rows  # all labels' gradients, formed and sorted
-    found = EdgeImportance(net, score=kind, labels=labels).fit(job.X[:n], job.y[:n])
+    found = EdgeImportance(net, criterion=kind, labels=labels).fit(job.X[:n], job.y[:n])
     if score == "random":
         rng = np.random.default_rng(seed)
         found.importances_ = {name: rng.uniform(size=v.shape) for name, v in found.importances_.items()}

@@ -5,8 +5,8 @@
 DIR holds ``mnist.npz``, ``cifar10.npz`` and the authors' net, ``gradnet_base_cifar10.npz``. Every mask is used in three
 ways: the net is pruned; it is pruned and what is left is fine-tuned; the chosen entries of an early-stopped net, and no
 others, are trained. "shuffled" masks have as many edges of each layer in random places: they tell what a score owes to
-the sizes of layers alone. With ``--gradnet`` GradNet is trained on the features of the chosen edges of the early-stopped
-net. Results are appended to the CSV, and what is there is not computed again.
+the sizes of layers alone. With ``--gradnet`` GradNet is trained on features of the edges of the early-stopped net.
+Results are appended to the CSV, and what is there is not computed again.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def _print_cost(net: str, job) -> None:
     device, n = torch.device("cpu"), min(len(job.X), 2048)
     X, y = job.X[:n], job.y[:n]
     passes = {
-        f"{score}, {labels} labels": partial(EdgeImportance(job.net, score=score, labels=labels).fit, X, y)
+        f"{score}, {labels} labels": partial(EdgeImportance(job.net, criterion=score, labels=labels).fit, X, y)
         for score, labels in (("sensitivity", "true"), ("fisher", "true"), ("sensitivity", "sampled"))
     }
     epoch = partial(_train_an_epoch, copy.deepcopy(job.net), X, y)

@@ -38,7 +38,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
     ----------
     net : Module, fitted skorch net, FrozenEstimator, callable or None, default=None
         The net, as of :class:`GradientFeaturizer`.
-    score : {"sensitivity", "gradient", "fisher", "magnitude", "survival"}, default="sensitivity"
+    criterion : {"sensitivity", "gradient", "fisher", "magnitude", "survival"}, default="sensitivity"
         What is averaged over rows, of a weight w and the derivative g of the loss in it. "sensitivity": ``|w g|``, the
         change of the loss, to first order, if the weight were 0. It is the same in nets that differ by a positive
         rescaling of ReLU units. "gradient": ``|g|``. "fisher": ``g²``, the diagonal of the Fisher information.
@@ -53,7 +53,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         Whether importances are found for each class as well: means over the rows of a class, that of `y` or without `y`
         the predicted one.
     percentile : float in (0, 100], default=15
-        Percentage of a layer's entries that survive selection, for ``score="survival"``.
+        Percentage of a layer's entries that survive selection, for ``criterion="survival"``.
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
         Which parameters: without biases, all, or by name.
     net_output : callable, optional
@@ -97,7 +97,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
     Rows are streamed: memory is that of a batch, and 32 bytes for each entry, times the number of classes with
     ``per_class=True``. Where a linear layer sees one vector a row, ``Σ |g|^p`` is the product ``(|δ|^p)ᵀ |a|^p`` of
     what enters the layer and what comes back to it, so that no gradient of a row is formed; in other layers those of a
-    few rows are at a time. ``score="survival"`` forms and sorts all of them.
+    few rows are at a time. ``criterion="survival"`` forms and sorts all of them.
 
     References
     ----------
@@ -121,7 +121,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         self,
         net=None,
         *,
-        score="sensitivity",
+        criterion="sensitivity",
         labels="auto",
         per_class=False,
         percentile=15,
@@ -132,7 +132,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         random_state=None,
     ):
         self.net = net
-        self.score = score
+        self.criterion = criterion
         self.labels = labels
         self.per_class = per_class
         self.percentile = percentile
@@ -172,7 +172,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         if self.per_class or labels == "true":
             self.classes_, codes = class_codes(trained_classes(self.net), y, engine.n_labels)
         moments = self._moments(engine, X, labels, codes)
-        warn_of_one_row(len(X), self.score)
+        warn_of_one_row(len(X), self.criterion)
         self._set_importances(moments)
         return self
 
@@ -182,12 +182,12 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         moments = ScoreMoments(engine.blocks, 2 * n_classes, engine.device)
         uniform = check_random_state(self.random_state).uniform(size=len(X) if labels == "sampled" else 0)
         several = labels in ("expected", "all")
-        if self.score in _POWERS:
-            add = partial(add_powers, moments, engine, p=_POWERS[self.score])
+        if self.criterion in _POWERS:
+            add = partial(add_powers, moments, engine, p=_POWERS[self.criterion])
         else:
             add = partial(add_survivals, moments, GradientFeatures(engine, self.percentile))
         size = self._batch_size(engine, engine.n_labels if several else 1)
-        for start in range(0, len(X) if self.score != "magnitude" else 0, size):
+        for start in range(0, len(X) if self.criterion != "magnitude" else 0, size):
             rows = slice(start, start + size)
             batch, y = X[rows], None if codes is None else torch.from_numpy(codes[rows]).to(engine.device)
             groups = torch.arange(start, start + len(batch), device=engine.device) % 2
@@ -203,11 +203,11 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         def found(groups, statistic):
             values = {}
             for name, magnitude in magnitudes.items():
-                if self.score == "magnitude":
+                if self.criterion == "magnitude":
                     value = magnitude if statistic == "mean" else torch.zeros_like(magnitude)
                 else:
                     value = getattr(moments, statistic)(name, groups).to(magnitude.device)
-                    value = value * magnitude if self.score == "sensitivity" else value
+                    value = value * magnitude if self.criterion == "sensitivity" else value
                 values[name] = value.cpu().numpy()
             return values
 

@@ -13,12 +13,12 @@ from sklearn.utils.validation import column_or_1d
 from ._skorch_sklearn import check_device
 from .gradients import VIEWS
 
-SCORES = ("sensitivity", "gradient", "fisher", "magnitude", "survival")
+CRITERIA = ("sensitivity", "gradient", "fisher", "magnitude", "survival")
 
 
 def check_parameters(importance, y) -> None:
     """Raise an error that names the first parameter of an EdgeImportance that means nothing."""
-    for name, values in {"score": SCORES, "labels": ("auto", *VIEWS), "per_class": (True, False)}.items():
+    for name, values in {"criterion": CRITERIA, "labels": ("auto", *VIEWS), "per_class": (True, False)}.items():
         value = getattr(importance, name)
         if value not in values:
             raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
@@ -33,8 +33,8 @@ def check_parameters(importance, y) -> None:
         raise ValueError(
             "labels='true' requires y to be passed, but the target y is None. Pass labels, or use labels='expected'."
         )
-    if importance.score == "magnitude" and importance.per_class:
-        raise ValueError("score='magnitude' knows no classes, since no data enter it: use per_class=False.")
+    if importance.criterion == "magnitude" and importance.per_class:
+        raise ValueError("criterion='magnitude' knows no classes, since no data enter it: use per_class=False.")
     check_device(importance.device)
 
 

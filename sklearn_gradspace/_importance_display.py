@@ -27,7 +27,7 @@ class EdgeImportanceDisplay:
         Other importances of the same entries, for ``kind="agreement"``.
     rank_correlation : float, optional
         Between the two.
-    score_name, other_name : str, optional
+    name, other_name : str, optional
         What the two are called.
     image_shape : (int, int), optional
         Height and width of samples that are images.
@@ -61,7 +61,7 @@ class EdgeImportanceDisplay:
         kind="layers",
         other=None,
         rank_correlation=None,
-        score_name=None,
+        name=None,
         other_name=None,
         image_shape=None,
     ):
@@ -71,7 +71,7 @@ class EdgeImportanceDisplay:
         self.kind = kind
         self.other = other
         self.rank_correlation = rank_correlation
-        self.score_name = score_name
+        self.name = name
         self.other_name = other_name
         self.image_shape = image_shape
 
@@ -114,8 +114,8 @@ class EdgeImportanceDisplay:
             kind=kind,
             other=other if other is None or isinstance(other, Mapping) else other.importances_,
             rank_correlation=None if other is None else estimator.rank_correlation(other),
-            score_name=estimator.score,
-            other_name=getattr(other, "score", None),
+            name=estimator.criterion,
+            other_name=getattr(other, "criterion", None),
             image_shape=shape[-2:] if image_shape is None and len(shape) in (2, 3) else image_shape,
         )
         return display.plot(ax, **kwargs)

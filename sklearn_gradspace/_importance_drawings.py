@@ -17,7 +17,7 @@ _DOTS = 4000  # of a scatter plot
 def draw_graph(display, ax, n_edges: int = 150) -> None:
     """Draw the strongest edges between consecutive layers of units, blue where the weight is positive, red where not.
 
-    Width and opacity are the importance as a share of the largest between the same two layers.
+    Width and opacity grow with the square of the importance as a share of the largest between the same two layers.
     """
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
@@ -34,8 +34,9 @@ def draw_graph(display, ax, n_edges: int = 150) -> None:
         share = values[to, origin] / max(values.max(), np.finfo(float).tiny)
         lines = np.stack([left[origin], right[to]], 1)  # (n_edges, 2, 2)
         signs = display.weights[name][to, origin] >= 0
-        colors = [(*to_rgb(_POSITIVE if positive else _NEGATIVE), 0.15 + 0.75 * s) for positive, s in zip(signs, share)]
-        ax.add_collection(LineCollection(lines, linewidths=0.3 + 2.5 * share, colors=colors, zorder=2))
+        share = share**2  # so that the few that stand out do so
+        colors = [(*to_rgb(_POSITIVE if positive else _NEGATIVE), 0.2 + 0.7 * s) for positive, s in zip(signs, share)]
+        ax.add_collection(LineCollection(lines, linewidths=0.3 + 2 * share, colors=colors, zorder=2))
     if image:
         (x0, y0), (x1, y1) = places[0].min(0), places[0].max(0)
         half = (x1 - x0) / max(image[1] - 1, 1) / 2, (y1 - y0) / max(image[0] - 1, 1) / 2
@@ -43,7 +44,7 @@ def draw_graph(display, ax, n_edges: int = 150) -> None:
         ax.imshow(entering[0].reshape(image), cmap="Greys", extent=extent, aspect="auto", zorder=1)
     for place, size in list(zip(places, entering))[1 if image else 0 :]:
         share = size / max(size.max(), np.finfo(float).tiny)
-        largest = min(90.0, 9000.0 / len(place))
+        largest = min(80.0, 2500.0 / len(place))
         ax.scatter(*place.T, s=2 + largest * share, color=_UNIT, linewidths=0, zorder=3)
     if sizes[-1] <= _FEW_UNITS:
         for i, (x, y) in enumerate(places[-1]):
@@ -165,7 +166,7 @@ def draw_agreement(display, ax) -> None:
         pairs = pairs[:, (pairs > 0).all(0)]
         low = np.minimum(low, np.quantile(pairs, 0.02, axis=1)) if pairs.size else low
         ax.scatter(*pairs, s=5, alpha=0.35, color=f"C{i}", linewidths=0, label=name, rasterized=True)
-    ax.set(xscale="log", yscale="log", xlabel=display.score_name or "importance", ylabel=display.other_name or "other")
+    ax.set(xscale="log", yscale="log", xlabel=display.name or "importance", ylabel=display.other_name or "other")
     if np.isfinite(low).all():  # a few entries are next to nothing
         ax.set(xlim=(low[0] / 2, None), ylim=(low[1] / 2, None))
     ax.set_title(f"rank correlation {display.rank_correlation:.2f}", fontsize=10)
