@@ -215,7 +215,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         self.importances_ = found(range(n_groups), "mean")
         self._check_finite()
         self.standard_errors_ = found(range(n_groups), "standard_error")
-        self.stability_ = _rank_correlation(found(range(0, n_groups, 2), "mean"), found(range(1, n_groups, 2), "mean"))
+        self._halves = [found(range(half, n_groups, 2), "mean") for half in (0, 1)]
         self.unit_importances_ = {n: unit_sums(self.module_, n, values) for n, values in self.importances_.items()}
         self.layer_importances_ = {}
         for block in self._blocks:
@@ -226,6 +226,13 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
             for attribute, statistic in (("class_importances_", "mean"), ("class_standard_errors_", "standard_error")):
                 by_class = [found(pair, statistic) for pair in pairs]
                 setattr(self, attribute, {name: np.stack([of[name] for of in by_class]) for name in magnitudes})
+
+    @property
+    def stability_(self):
+        """Rank correlation of importances from even and from odd rows."""
+        if not hasattr(self, "_halves"):
+            raise AttributeError("EdgeImportance has no attribute 'stability_' before fit")
+        return _rank_correlation(*self._halves)
 
     def _check_finite(self) -> None:
         for name, values in self.importances_.items():
