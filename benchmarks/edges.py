@@ -31,6 +31,7 @@ from sklearn_gradspace import (
 
 SETTINGS = ("pruned", "pruned, fine-tuned", "early, chosen trained")
 COLUMNS = ("net", "rows", "test_rows", "epochs", "scope", "seed", "score", "shuffled", "keep", "setting", "accuracy")
+GRADNET_SCORES, GRADNET_ROWS = ("sensitivity", *CONTROLS), 500
 GRADNET_KEPT = (1.0, 0.5, 0.2, 0.1, 0.05)
 
 
@@ -46,7 +47,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
     parser.add_argument("--kept", nargs="+", type=float, default=KEPT)
     parser.add_argument("--scope", default="global", choices=["global", "layer"], help="of masks; see EdgeImportance")
-    parser.add_argument("--gradnet", action="store_true", help="GradNet on the chosen edges, 1,000 rows, ten epochs")
+    parser.add_argument("--gradnet", action="store_true", help="GradNet on the chosen edges, 500 rows, ten epochs")
     parser.add_argument("--cost", action="store_true", help="time and memory of a pass beside an epoch of training")
     parser.add_argument("--csv", default="edges.csv")
     parser.add_argument("--picture")
@@ -78,7 +79,8 @@ def _measure(net: str, seed: int, options) -> None:
 
     wanted = [(s, c, k, w) for s in SCORES for c in (False, True) for k in options.kept for w in SETTINGS]
     wanted = [w for w in wanted if not (w[0] == "random" and w[1])]
-    gradnet = [(s, False, k, "gradnet") for s in ("sensitivity", *CONTROLS) for k in GRADNET_KEPT if options.gradnet]
+    gradnet = [(s, False, k, "gradnet") for s in GRADNET_SCORES for k in GRADNET_KEPT if options.gradnet]
+    gradnet = [w for w in gradnet if w[0] == GRADNET_SCORES[0] or w[2] < 1]  # all edges are the same by all scores
     if not any(missing(*w) for w in wanted + gradnet) and not options.cost and not options.pictures:
         return
     job = JOBS[net](options.data_home, options.rows, options.test_rows, seed)
@@ -99,6 +101,7 @@ def _measure(net: str, seed: int, options) -> None:
             record(score, is_shuffled, keep, setting, use(base, mask, job, net, seed, options))
     if options.cost and seed == options.seeds[0]:
         _print_cost(net, job)
+        _print_rankings(net, job, options)
     if options.pictures and seed == options.seeds[0]:
         _draw_net(net, job, Path(options.pictures), options)
 
@@ -117,9 +120,10 @@ def _tuned(base, mask, job, net, seed, options):
 
 
 def _gradnet(base, mask, job, net, seed, options, setting) -> float:
-    features = GradientFeaturizer(base, edges=mask).fit(job.X[:1000])
-    gradnet = GradNetClassifier(max_epochs=10, random_state=seed).fit(features.transform(job.X[:1000]), job.y[:1000])
-    return gradnet.score(features.transform(job.X_test[:1000]), job.y_test[:1000])
+    train, test = (job.X[:GRADNET_ROWS], job.y[:GRADNET_ROWS]), (job.X_test[:GRADNET_ROWS], job.y_test[:GRADNET_ROWS])
+    features = GradientFeaturizer(base, edges=mask).fit(train[0])
+    gradnet = GradNetClassifier(max_epochs=10, random_state=seed).fit(features.transform(train[0]), train[1])
+    return gradnet.score(features.transform(test[0]), test[1])
 
 
 def _key(options, net, seed, score, is_shuffled, keep, setting) -> tuple[str, ...]:
@@ -160,8 +164,9 @@ def _print_tables(net: str, options) -> None:
         print(table(["kept", *(f"{100 * k:g}%" for k in options.kept)], rows))
     if options.gradnet:
         print(f"\n{net}, GradNet on features of the chosen edges of the early-stopped net")
-        scores = ("sensitivity", *CONTROLS)
-        rows = [[s] + [_cell(_found(options, net, s, False, k, "gradnet")) for k in GRADNET_KEPT] for s in scores]
+        rows = [
+            [s] + [_cell(_found(options, net, s, False, k, "gradnet")) for k in GRADNET_KEPT] for s in GRADNET_SCORES
+        ]
         print(table(["kept", *(f"{100 * k:g}%" for k in GRADNET_KEPT)], rows))
 
 
@@ -181,6 +186,21 @@ def _print_cost(net: str, job) -> None:
     first.fit(X[: n // 4], y[: n // 4])
     peaks = [peak_memory(partial(first.fit, X[:m], y[:m]), device) / 2**20 for m in (n // 4, n)]
     print(f"peak memory beside the data: {peaks[0]:.0f} MiB for {n // 4} rows, {peaks[1]:.0f} MiB for {n} rows")
+
+
+def _print_rankings(net: str, job, options) -> None:
+    """Print how alike rankings of the entries are: from halves of the rows, from other labels, by other scores."""
+    X, y = job.X[: options.score_rows], job.y[: options.score_rows]
+    fit = {
+        s: EdgeImportance(job.net, criterion=s).fit(X, y) for s in ("sensitivity", "gradient", "fisher", "magnitude")
+    }
+    drawn = EdgeImportance(job.net, labels="sampled", random_state=1).fit(X)
+    again = EdgeImportance(job.net, labels="sampled", random_state=2).fit(X)
+    rows = [[s, *(f"{v:.3f}" for v in (e.stability_, e.rank_correlation(fit["magnitude"])))] for s, e in fit.items()]
+    print(f"\n{net}: rank correlations over {len(X)} rows")
+    print(table(["", "of halves of the rows", "with the magnitude"], rows))
+    print(f"sensitivity by labels drawn with two seeds: {drawn.rank_correlation(again):.3f}", end=", ")
+    print(f"drawn and true: {drawn.rank_correlation(fit['sensitivity']):.3f}")
 
 
 def _train_an_epoch(net: torch.nn.Module, X: np.ndarray, y: np.ndarray) -> None:

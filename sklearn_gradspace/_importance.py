@@ -249,7 +249,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         if self.batch_size != "auto":
             return int(self.batch_size)
         budget = get_config()["working_memory"] * 2**20
-        of_row = engine.row_bytes + k * engine.label_bytes
+        of_row = max(1, engine.row_bytes + k * engine.label_bytes)
         return int(np.clip(min(_ENOUGH_BYTES, budget - engine.memory(0)) // of_row, 1, 1024))
 
     def mask(self, keep=0.1, scope="global", label=None):
