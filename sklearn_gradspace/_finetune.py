@@ -93,9 +93,9 @@ def finetune(
     mask = {name: entries for name, entries in checked_mask(tuned, mask).items() if entries.any()}
     if not mask:
         raise ValueError("mask chooses no entry of any parameter: at least one has to be True.")
-    home = tuned.get_parameter(next(iter(mask)))
+    home = tuned.get_parameter(next(iter(mask))).device
     X, y = check_X_y(as_array(X), as_array(y), dtype="numeric", allow_nd=True, estimator="finetune")
-    device = home.device if device is None else torch.device(device)
+    device = home if device is None else torch.device(device)
     chosen = ChosenEntries(tuned.to(device), {name: m.to(device) for name, m in mask.items()}, net_output)
     chosen.update_statistics = update_statistics
     n_labels = chosen.n_labels(X[:1])
@@ -112,7 +112,7 @@ def finetune(
         **kwargs,
     )
     trainer.fit(RowDataset(X, class_codes(trained_classes(net), y, n_labels)[1]))
-    return chosen.finished().to(home.device)
+    return chosen.finished().to(home)
 
 
 class ChosenEntries(nn.Module):
