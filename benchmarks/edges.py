@@ -240,9 +240,9 @@ def _draw(options) -> None:
                     style = {"linestyle": ":" if is_shuffled else "-", "marker": None if is_shuffled else "o"}
                     label = f"{score}, shuffled" if is_shuffled else score
                     ax.errorbar(*np.transpose(points), color=color, label=label, ms=3, lw=1.2, **style)
-        whole = _found(options, net, "whole", False, 1.0, setting)
+        whole = _found(options, net, "whole", False, 1.0, "early, all trained" if j == 2 else setting)
         if len(whole):
-            ax.axhline(whole.mean(), color="k", lw=0.8, ls="--", label="the net as it was" if j != 1 else None)
+            ax.axhline(whole.mean(), color="k", lw=0.8, ls="--", label="all weights")
         ax.set(xscale="log", title=f"{net}: {setting}")
         ax.set_xticks([100 * k for k in options.kept], [f"{100 * k:g}%" for k in options.kept], minor=False)
         ax.minorticks_off()

@@ -97,9 +97,10 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
                 moments.add_products(block.name, left, right, groups, scale)
                 continue
             for rows, part in gradients.parts(block.name, _PART_BYTES):
-                largest = _divided(part.abs_(), (0, 1, 2))
+                part.abs_()
+                scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p
                 scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])
-                moments.add(block.name, scores, groups[rows], largest.flatten() ** p)
+                moments.add(block.name, scores, groups[rows], scale)
 
 
 def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarray, of: Views, groups: Tensor) -> None:
