@@ -4,7 +4,7 @@ import torch
 
 from ..pathspace import ScaleGraph
 from ._state import rescale_state
-from ._units import parameter_units
+from ._parameter_units import parameter_units
 
 
 class Balancing:

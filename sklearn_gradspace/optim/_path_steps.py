@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..pathspace import ScaleGraph
 from ._chart import Chart, Entries, make_chart
 from ._state import clear_state, replace_state, rescale_state
-from ._units import ParameterUnits, parameter_units
+from ._parameter_units import ParameterUnits, parameter_units
 
 _LARGEST_STEP = 2.0  # by which a step may multiply or divide a chain's ratio: it never changes its sign
 _SAFE_RATIO = 2.0  # beyond which a new chart is made
