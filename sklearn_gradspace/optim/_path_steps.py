@@ -65,7 +65,10 @@ class PathSteps:
 
     def __init__(self, graph: ScaleGraph, inner: torch.optim.Optimizer, raw: bool, penalty: float, every: int) -> None:
         self._graph, self._inner, self._raw, self._penalty, self._every = graph, inner, raw, penalty, every
-        self._units, self._parameters = parameter_units(graph), dict(graph.module.named_parameters())
+        self._units, self._parameters = (
+            parameter_units(graph, without=penalty > 0),
+            dict(graph.module.named_parameters()),
+        )
         like = self._units[0].parameter
         self._like = torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         group_of = {id(parameter): i for i, group in enumerate(inner.param_groups) for parameter in group["params"]}
