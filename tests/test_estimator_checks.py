@@ -5,6 +5,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn_gradspace import (
     ECOptClassifier,
     ECOptRegressor,
+    EdgeImportance,
     GradientFeaturizer,
     GradientKernel,
     GradientKernelClassifier,
@@ -18,6 +19,9 @@ from sklearn_gradspace import (
         ECOptClassifier(method="path", optimizer="adam", lr=0.01),
         ECOptRegressor(),
         ECOptRegressor(method="path", path_penalty=1e-4),
+        EdgeImportance(),
+        EdgeImportance(criterion="survival", labels="all", per_class=True),
+        EdgeImportance(criterion="fisher", labels="sampled", layers="all"),
         GradientFeaturizer(),
         GradientFeaturizer(output="dense"),
         GradientFeaturizer(output="csr"),
