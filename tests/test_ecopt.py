@@ -144,9 +144,8 @@ def test_a_linear_model_has_no_units_and_is_trained_as_usual():
     options = {"max_epochs": 3, "lr": 0.1, "random_state": 0}
     with pytest.warns(UserWarning, match="unit"):
         classifier = ECOptClassifier((), **options).fit(X, y)
-    plain = NetClassifier(
-        MLP, optimizer=torch.optim.SGD, optimizer__momentum=0.9, module__hidden_layer_sizes=(), **options
-    )
+    options |= {"optimizer": torch.optim.SGD, "optimizer__momentum": 0.9, "optimizer__weight_decay": 1e-3}
+    plain = NetClassifier(MLP, module__hidden_layer_sizes=(), **options)
     np.testing.assert_array_equal(classifier.predict_proba(X), plain.fit(X, y).predict_proba(X))
     assert classifier.invariant_ratio_ == 0
 
