@@ -9,6 +9,7 @@ from numbers import Integral, Real
 
 import torch
 from sklearn.utils import check_scalar
+from torch import nn
 
 from ._featurizer_checks import check_choices
 from ._net_classifier import NetClassifier
@@ -29,7 +30,7 @@ class ECOptMixin:
         *,
         module=MLP,
         optimizer="sgd",
-        lr=0.05,
+        lr=0.02,
         momentum=0.9,
         weight_decay=1e-3,
         method="balanced",
@@ -124,22 +125,31 @@ class ECOptMixin:
         return args, {name: value for name, value in given.items() if name in taken} | kwargs
 
     def initialize_optimizer(self):
-        """Make the optimizer, for the module's scale graph; a module that is trained already begins where it is."""
+        """Make the optimizer, for the module's scale graph; weights that were given or trained are not made new."""
         (groups,), kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
         graph = (self.graph or scale_graph)(self.module_)
-        trained = graph.module is getattr(getattr(self, "scale_graph_", None), "module", None)
+        trained = hasattr(self, "optimizer_") and self.scale_graph_.module is graph.module
+        given = isinstance(self.module, nn.Module) and self.init == "auto"
         self.optimizer_ = ECOptimizer(
             graph,
             self._optimizer_class,
             params=groups,
             method=self.method,
-            init="keep" if trained else self.init,
+            init="keep" if trained or given else self.init,
             path_penalty=self.path_penalty,
             **kwargs,
         )
-        self.scale_graph_ = self.optimizer_.graph
-        self.invariant_ratio_ = self.scale_graph_.invariant_ratio
         return self
+
+    @property
+    def scale_graph_(self):
+        """The units that can be rescaled, and what pins others."""
+        return self.optimizer_.graph
+
+    @property
+    def invariant_ratio_(self):
+        """Number of these units divided by the number of weights."""
+        return self.scale_graph_.invariant_ratio
 
 
 class ECOptClassifier(ECOptMixin, NetClassifier):
@@ -162,7 +172,7 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         :func:`~sklearn_gradspace.pathspace.scale_graph` can trace, unless there is `graph`.
     optimizer : {"sgd", "adam", "adamw"} or Optimizer class, default="sgd"
         The inner optimizer, which makes the steps; ``optimizer__...`` are arguments of it.
-    lr : float, default=0.05
+    lr : float, default=0.02
         Learning rate.
     momentum : float, default=0.9
         Momentum, for inner optimizers that have one.
@@ -172,7 +182,8 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         Whether steps are made in the balanced representative of the net's class or in the values of basis paths.
     init : {"auto", "keep", "skeleton"}, default="auto"
         Where training begins: at the function that `module` is made with, or with all skeleton weights at 1, which is
-        near the identity; "auto" is the latter for deep nets without normalisation or shortcuts.
+        near the identity; "auto" is the latter for deep nets without normalisation or shortcuts, unless `module` is an
+        instance.
     path_penalty : float, default=0.0
         Factor of the squared norm of basis path values in the loss; for ``method="path"``.
     graph : callable, optional

@@ -250,6 +250,17 @@ def test_the_start():
     assert all(first[i % 8, i % 6] == 1 for i in range(8))
 
 
+def test_only_deep_nets_whose_weights_are_new_begin_near_the_identity():
+    deep = {"module__hidden_layer_sizes": (6,) * 8, "module__n_features": 6, "module__n_outputs": 3}
+    classifier = ECOptClassifier(max_epochs=0, random_state=0)
+    assert (classifier.set_params(**deep).fit(X, y).module_.layers[1].weight.diag() == 1).all()
+    instance = MLP(6, 3, (6,) * 8).double()
+    fitted = ECOptClassifier(module=instance, max_epochs=0).fit(X, y)
+    assert equivalent(fitted.module_, instance)
+    shallow = ECOptClassifier((6,), max_epochs=0).fit(X, y)
+    assert not (shallow.module_.layers[1].weight.diag() == 1).any()
+
+
 def test_callbacks_of_skorch():
     classifier = ECOptClassifier(
         train_split=ValidSplit(4, stratified=True),
@@ -261,8 +272,8 @@ def test_callbacks_of_skorch():
         max_epochs=6,
         random_state=0,
     ).fit(X, y)
-    assert classifier.history[:, "event_lr"][::2] == pytest.approx([0.05, 0.005, 0.0005])
-    assert classifier.optimizer_.param_groups[0]["lr"] == pytest.approx(5e-5)
+    assert classifier.history[:, "event_lr"][::2] == pytest.approx([0.02, 0.002, 0.0002])
+    assert classifier.optimizer_.param_groups[0]["lr"] == pytest.approx(2e-5)
     assert classifier.history[-1]["valid_acc"] > 0.3
 
 
