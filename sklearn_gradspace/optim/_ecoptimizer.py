@@ -50,7 +50,7 @@ class ECOptimizer(torch.optim.Optimizer):
         invariant only nearly.
     balance_every : int, default=16
         Number of steps between two sweeps of ``method="balanced"``.
-    chart_every : int, default=100
+    chart_every : int, default=10
         Number of steps after which ``method="path"`` takes another skeleton if one of its path values has become more
         than twice as large, or less than half as large, as when it was taken.
     **kwargs : dict
@@ -72,8 +72,8 @@ class ECOptimizer(torch.optim.Optimizer):
 
     Notes
     -----
-    A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, so that it never passes
-    through zero, where there are no coordinates.
+    A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, and all steps with one
+    skeleton by a factor of four, so that it never passes through zero, where there are no coordinates.
 
     On a CUDA device steps do not wait for the device, but that every `chart_every` steps ratios are looked at, and that
     gradients are checked to be finite, unless `optimizer` is ``fused``.
@@ -109,7 +109,7 @@ class ECOptimizer(torch.optim.Optimizer):
         path_penalty: float = 0.0,
         approximate: bool = False,
         balance_every: int = 16,
-        chart_every: int = 100,
+        chart_every: int = 10,
         **kwargs,
     ) -> None:
         for name, value in (("method", method), ("init", init), ("units", units)):
