@@ -139,7 +139,7 @@ class ECOptimizer(torch.optim.Optimizer):
         plain = [{name: group[name] for name in group if name != "param_names"} for group in self.param_groups]
         plain = [dict(group, params=[*group["params"], *chain]) for group, chain in zip(plain, chains, strict=True)]
         self.inner = optimizer(plain, **kwargs)
-        self._space, self._starts = None, method is not None
+        self._method, self._space, self._starts = method, None, method is not None
         if method == "path":
             self._space = PathSteps(self.graph, self.inner, units == "raw", path_penalty, chart_every)
         elif method == "balanced":
@@ -217,6 +217,7 @@ class ECOptimizer(torch.optim.Optimizer):
             The state, with tensors and plain objects in it.
         """
         return super().state_dict() | {
+            "method": self._method,
             "inner": self.inner.state_dict(),
             "starts": self._starts,
             "space": None if self._space is None else self._space.state_dict(),
@@ -231,11 +232,13 @@ class ECOptimizer(torch.optim.Optimizer):
             What :meth:`state_dict` gave, for a net of the same architecture whose weights are loaded as well, before or
             afterwards.
         """
-        missing = {"inner", "starts", "space"} - state_dict.keys()
+        missing = {"method", "inner", "starts", "space"} - state_dict.keys()
         if missing:
             raise ValueError(f"this is not the state of an ECOptimizer: it lacks {sorted(missing)}.")
+        if state_dict["method"] != self._method:
+            raise ValueError(f"this is the state of method={state_dict['method']!r}; here method={self._method!r}.")
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-        if self._space is not None and state_dict["space"] is not None:
+        if self._space is not None:
             self._space.load_state_dict(state_dict["space"])
         self.inner.load_state_dict(state_dict["inner"])
         self._starts = state_dict["starts"]
