@@ -1,0 +1,248 @@
+"""ECOptimizer: any torch optimizer, in the equivalent-class space of a ReLU net."""
+
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..pathspace import ScaleGraph, scale_graph
+from ..pathspace._balance import canonical_scales
+from ..pathspace._rescale import apply_scales
+from ._balancing import Balancing
+from ._path_steps import PathSteps
+from ._skeleton_start import is_deep_and_plain, set_skeleton_to_one
+
+_CHOICES = {"method": ("balanced", "path"), "init": ("auto", "keep", "skeleton"), "units": ("q", "raw")}
+
+
+class ECOptimizer(torch.optim.Optimizer):
+    """Train a ReLU net in equivalent-class space, where all rescaled twins of the net are one point.
+
+    Multiplying what writes a hidden unit and dividing what reads it by one factor does not change what a net computes, but
+    it changes the course of training. Here it does not: training starts from the canonical twin.
+
+    Parameters
+    ----------
+    module_or_graph : Module or ScaleGraph
+        The net, or its scale graph.
+    optimizer : Optimizer class, default=torch.optim.SGD
+        What makes the steps.
+    params : iterable of Parameter or dict, optional
+        Parameters, or groups of them, as torch's optimizers take them; by default all that require a gradient. Those that
+        are left out stay as they are, and so do the scales of units that they read or write.
+    method : {"balanced", "path"}, default="balanced"
+        "balanced" makes steps in the weights of a representative in which what writes a unit has the same norm as what
+        reads it, and goes back towards it every `balance_every` steps. "path" makes steps in the values of basis paths
+        [1]_. In both the optimizer's state is carried along.
+    init : {"auto", "keep", "skeleton"}, default="auto"
+        "keep" starts with the canonical twin, in the first step. "skeleton" sets skeleton weights to 1, at once, which
+        changes the function: it makes deep plain nets trainable. "auto" is "skeleton" if a unit is more than six layers
+        behind the next input, batch norm or shortcut, and else "keep".
+    units : {"q", "raw"}, default="q"
+        Units of length of ``method="path"``. "raw" are path values themselves, as in the authors' rule. With "q" a weight
+        is measured by itself, and a chain of skeleton weights by the length of the change of all weights that it moves.
+    path_penalty : float, default=0
+        Factor of the sum of squared basis path values that ``method="path"`` adds to the loss.
+    approximate : bool, default=False
+        Whether units in front of a batch norm are among those that can be rescaled, though its ``eps`` makes the net
+        invariant only nearly.
+    balance_every : int, default=8
+        Number of steps between two sweeps of ``method="balanced"``.
+    chart_every : int, default=100
+        Number of steps after which ``method="path"`` takes another skeleton if a path value has become more than twice as
+        large, or less than half as large, as when the skeleton was taken.
+    **kwargs : dict
+        Parameters of `optimizer`: ``lr``, ``momentum``, ``weight_decay``, ... With ``method="path"`` weight decay is that
+        of the coordinates.
+
+    Attributes
+    ----------
+    graph : ScaleGraph
+        The scale graph in which it moves.
+    inner : Optimizer
+        The optimizer that makes the steps.
+
+    Warns
+    -----
+    UserWarning
+        If no unit of the net can be rescaled: then this is `optimizer`. If gradients are not finite: then nothing changes.
+
+    Notes
+    -----
+    A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, so that it never passes
+    through zero, where there are no coordinates.
+
+    On a CUDA device steps do not wait for the device, but that every `chart_every` steps ratios are looked at, and that
+    gradients are checked to be finite, unless `optimizer` is ``fused``.
+
+    References
+    ----------
+    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural networks
+       in its positively scale-invariant space". ICLR 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_gradspace.optim import ECOptimizer
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> optimizer = ECOptimizer(net, torch.optim.SGD, lr=0.1, momentum=0.9)
+    >>> for _ in range(10):
+    ...     loss = net(torch.ones(5, 4)).square().mean()
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    """
+
+    def __init__(
+        self,
+        module_or_graph: nn.Module | ScaleGraph,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        params=None,
+        method: str = "balanced",
+        init: str = "auto",
+        units: str = "q",
+        path_penalty: float = 0.0,
+        approximate: bool = False,
+        balance_every: int = 8,
+        chart_every: int = 100,
+        **kwargs,
+    ) -> None:
+        for name, value in (("method", method), ("init", init), ("units", units)):
+            if value not in _CHOICES[name]:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
+        if method != "path" and (units != "q" or path_penalty):
+            raise ValueError('units and path_penalty are about path values: use method="path".')
+        if path_penalty < 0 or balance_every < 1 or chart_every < 1:
+            raise ValueError("path_penalty must not be negative, and balance_every and chart_every must be 1 or more.")
+        graph = module_or_graph if isinstance(module_or_graph, ScaleGraph) else scale_graph(module_or_graph)
+        if params is None:
+            params = [parameter for parameter in graph.module.parameters() if parameter.requires_grad]
+        inner = optimizer(params, **kwargs)
+        self._space = None
+        super().__init__([dict(group, params=list(group["params"])) for group in inner.param_groups], inner.defaults)
+        self.inner = inner
+        optimized = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
+        fixed = [
+            name
+            for name, parameter in graph.module.named_parameters()
+            if id(parameter) not in optimized or not parameter.requires_grad
+        ]
+        exactly = torch.zeros_like(graph.approximate)
+        graph = replace(graph, approximate=exactly) if approximate else graph.without(graph.approximate)
+        self.graph = graph.without(graph.touching(fixed), "frozen parameters", "they are not trained")
+        self._starts = False
+        if not self.graph.n_units:
+            warnings.warn(
+                "no unit of the net can be rescaled, so that there are no equivalence classes: this is "
+                f"{optimizer.__name__} alone. print(scale_graph(net)) says why.",
+                stacklevel=2,
+            )
+            return
+        if init == "skeleton" or (init == "auto" and is_deep_and_plain(self.graph)):
+            set_skeleton_to_one(self.graph)
+        self._starts = True
+        if method == "path":
+            self._space = PathSteps(self.graph, inner, units == "raw", path_penalty, chart_every)
+        else:
+            self._space = Balancing(self.graph, inner, balance_every)
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add parameters, which are trained as `optimizer` does.
+
+        Parameters
+        ----------
+        param_group : dict
+            As torch's optimizers take it.
+        """
+        super().add_param_group(param_group)
+        if hasattr(self, "inner"):
+            self.inner.add_param_group(dict(self.param_groups[-1], params=list(self.param_groups[-1]["params"])))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Make a step.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            It computes the loss and the gradients anew, and is called once.
+
+        Returns
+        -------
+        loss : Tensor or None
+            What `closure` gave.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group, own in zip(self.inner.param_groups, self.param_groups, strict=True):
+            group.update((name, value) for name, value in own.items() if name not in ("params", "param_names"))
+        if not self._gradients_are_finite():
+            warnings.warn("the step is refused, since gradients are not finite; weights and state stay.", stacklevel=3)
+            return loss
+        if self._starts:
+            self._take_canonical_twin()
+            self._starts = False
+        if self._space is None:
+            self.inner.step()
+        else:
+            self._space.step()
+        return loss
+
+    def _gradients_are_finite(self) -> bool:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return True
+        largest = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, torch.inf)])
+        if largest.is_cuda and all(group.get("fused") for group in self.inner.param_groups):
+            self.inner.found_inf = (~largest.isfinite().all()).float()  # fused optimizers skip the step on the device
+            return True
+        return bool(largest.isfinite().all())
+
+    def _take_canonical_twin(self) -> None:
+        scales = canonical_scales(self.graph)
+        apply_scales(self.graph, scales)
+        for name, edges in self.graph.edges.items():
+            gradient = self.graph.module.get_parameter(name).grad
+            if gradient is not None:
+                gradient.div_((scales[edges.write] / scales[edges.read]).to(gradient))
+
+    def state_dict(self) -> dict:
+        """Return the optimizer's state, with which training goes on bit by bit as if it had not been interrupted.
+
+        Returns
+        -------
+        state : dict
+            The state, with tensors and plain objects in it.
+        """
+        return super().state_dict() | {
+            "inner": self.inner.state_dict(),
+            "starts": self._starts,
+            "space": None if self._space is None else self._space.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on from a state.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What :meth:`state_dict` gave, for a net of the same architecture whose weights are loaded as well, before or
+            afterwards.
+        """
+        missing = {"inner", "starts", "space"} - state_dict.keys()
+        if missing:
+            raise ValueError(f"this is not the state of an ECOptimizer: it lacks {sorted(missing)}.")
+        super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
+        if self._space is not None and state_dict["space"] is not None:
+            self._space.load_state_dict(state_dict["space"])
+        self.inner.load_state_dict(state_dict["inner"])
+        self._starts = state_dict["starts"]
+
+    def __getstate__(self) -> dict:
+        hidden = ("_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured")
+        return {n: v for n, v in vars(self).items() if n not in hidden and "hook" not in n} | super().__getstate__()

@@ -1,0 +1,60 @@
+"""An inner optimizer's state when the coordinates in which it moves are rescaled."""
+
+import torch
+from torch import Tensor
+
+# Each scales with a power of its coordinate: what averages gradients with -1, what averages their squares with -2.
+_POWERS = {
+    "momentum_buffer": -1,
+    "exp_avg": -1,
+    "exp_avg_sq": -2,
+    "max_exp_avg_sq": -2,
+    "exp_inf": -1,
+    "square_avg": -2,
+    "grad_avg": -1,
+    "sum": -2,
+    "acc_delta": 2,
+    "mu_product": 0,
+    "prev": -1,
+    "ax": 1,
+    "mu": 0,
+    "eta": 0,
+    "step": 0,
+    "step_size": 1,
+}
+
+
+def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: Tensor) -> None:
+    """Carry the state of `parameter` along, which was multiplied by `factor`, broadcastable to its shape."""
+    for name, value in optimizer.state.get(parameter, {}).items():
+        power = _POWERS.get(name)
+        if not isinstance(value, Tensor) or power == 0:
+            continue
+        if power is None:
+            raise ValueError(
+                f"it is not known how {name!r} of {type(optimizer).__name__} changes where weights are rescaled: use one "
+                "of torch's optimizers."
+            )
+        if power > 0:
+            value.mul_(factor**power)
+        else:
+            value.div_(factor if power == -1 else factor**-power)
+
+
+def clear_state(optimizer: torch.optim.Optimizer, parameter: Tensor, entries: tuple[Tensor, ...]) -> None:
+    """Set the state of single entries of `parameter` to zero."""
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value[entries] = 0
+
+
+def replace_state(optimizer: torch.optim.Optimizer, parameter: Tensor, kept: Tensor, factor: Tensor) -> None:
+    """Give the state of a vector `parameter` another length.
+
+    Entry i of the new state is that of entry kept[i] of the old, whose coordinate was multiplied by factor[i]; or zero
+    where kept[i] is -1.
+    """
+    for name, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            carried = torch.cat([value, value.new_zeros(1)])[kept] * factor ** _POWERS.get(name, 0)
+            optimizer.state[parameter][name] = torch.where(kept >= 0, carried, 0)
