@@ -58,23 +58,24 @@ def alternate(
     title : str
         What is shown on stderr.
     """
-
-    def seconds(run: Callable[[], object], repeats: int = 1) -> float:
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        _wait(device)
-        return (time.perf_counter() - start) / repeats
-
-    first = {name: seconds(run) for name, run in contenders.items()}
+    first = {name: seconds(run, device) for name, run in contenders.items()}
     repeats = {name: rounds.repeats(of_run) for name, of_run in first.items()}
     number = rounds.number(sum(repeats[name] * of_run for name, of_run in first.items()))
     found = {name: [] for name in contenders}
     for _ in tqdm(range(number), title, leave=False):
         for name, run in contenders.items():
-            found[name].append(seconds(run, repeats[name]))
+            found[name].append(seconds(run, device, repeats[name]))
     return found
+
+
+def seconds(run: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
+    """Return the seconds of a run on `device`, of `repeats` runs one after the other."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    _wait(device)
+    return (time.perf_counter() - start) / repeats
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

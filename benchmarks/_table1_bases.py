@@ -4,7 +4,6 @@ Images and levels of accuracy enter; trained nets leave, of which those trained 
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -62,20 +61,15 @@ def _train(levels: list[str], images: Images, files: dict[str, Path], device: st
     n = images.half - min(_HELD_OUT, images.half // 5)
     held_out = images.X[n : images.half], images.y[n : images.half]
     snapshots = Snapshots({float(level): files[level] for level in levels}, held_out)
-    with suppress(AllReached):
-        trainer(images, epochs, device, 0, [("snapshots", snapshots)]).fit(images.X[:n], images.y[:n])
+    trainer(images, epochs, device, 0, [("snapshots", snapshots)]).fit(images.X[:n], images.y[:n])
 
 
 def _new_augmented(new_net, augment) -> Augmented:
     return Augmented(new_net(), augment)
 
 
-class AllReached(Exception):  # noqa: N818
-    """There is no need to train on."""
-
-
 class Snapshots(Callback):
-    """Saves a net at levels of accuracy on rows held out, and raises `AllReached` when it has reached the last."""
+    """Saves a net at levels of accuracy on rows held out, and ends training when it has reached the last."""
 
     def __init__(self, files: dict[float, Path], held_out: tuple[np.ndarray, np.ndarray]) -> None:
         self.files, self.held_out = files, held_out
@@ -95,4 +89,4 @@ class Snapshots(Callback):
         while self.wanted and accuracy >= self.wanted[0]:
             torch.save(net.module_.net.state_dict(), self.files[self.wanted.pop(0)])
         if not self.wanted:
-            raise AllReached
+            raise KeyboardInterrupt  # by which skorch's EarlyStopping ends training as well

@@ -15,7 +15,7 @@ from math import prod
 
 import torch
 from _cifar10 import authors_net, second_half
-from _measure import fill, gemm, machine, peak_memory, table
+from _measure import fill, gemm, machine, peak_memory, seconds, table
 
 from sklearn_gradspace import GradientFeaturizer, GradientKernel, GradNetClassifier
 
@@ -46,54 +46,37 @@ def main() -> None:
         kernel.fit(X[:4])
         inner = options.directions * conv_params * float(n) * n  # of a triangle
         floor = inner / rate + n * options.directions * window_flop / rate
-        seconds, peak = _measured(lambda kernel=kernel: kernel.pairwise(X), device)
-        rows.append(
-            [f"kernel, {products or 'float32'}", f"{seconds:.0f}", f"{floor:.0f}", f"{floor / seconds:.2f}", peak]
-        )
+        rows.append(_row(f"kernel, {products or 'float32'}", lambda kernel=kernel: kernel.pairwise(X), floor, device))
 
     features = GradientFeaturizer(net, device=device).fit(train[0])
     gradnet = GradNetClassifier((5, 100, 25), max_epochs=1, random_state=0).fit(features.transform(train[0]), train[1])
     hidden_flop = 2 * sum(prod(layer.weight.shape) for layer in gradnet.module_.hidden)
     run, n_bytes = fill(64 * n_params, device)
-    write_rate = n_bytes / _seconds(run, device, 20)
+    write_rate = n_bytes / _warm_seconds(run, device, 20)
     flop = 10 * n * (window_flop + hidden_flop)
     floor = flop / _gemm_rate(device) + 10 * n * n_params * 4 / write_rate
-    seconds, peak = _measured(lambda: gradnet.predict(features.transform(X)), device)
-    rows.append(_row("GradNet, ten labels a row", seconds, floor, peak))
+    rows.append(_row("GradNet, ten labels a row", lambda: gradnet.predict(features.transform(X)), floor, device))
 
     print(machine(device))
     print(f"{n} rows, {options.directions} of 10 directions of logits, authors' CNN of {n_params} weights\n")
     print(table(["", "seconds", "floor", "reached", "peak GiB"], rows))
 
 
-def _row(name: str, seconds: float, floor: float, peak: str) -> list[str]:
-    return [name, f"{seconds:.1f}", f"{floor:.1f}", f"{floor / seconds:.2f}", peak]
-
-
-def _seconds(run, device: torch.device, repeats: int) -> float:
-    run()
-    _wait(device)
+def _row(name: str, run, floor: float, device: torch.device) -> list[str]:
     start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    _wait(device)
-    return (time.perf_counter() - start) / repeats
+    peak = peak_memory(run, device)
+    taken = time.perf_counter() - start
+    return [name, f"{taken:.1f}", f"{floor:.1f}", f"{floor / taken:.2f}", f"{peak / 2**30:.2f}"]
+
+
+def _warm_seconds(run, device: torch.device, repeats: int) -> float:
+    run()
+    return seconds(run, device, repeats)
 
 
 def _gemm_rate(device: torch.device) -> float:
     run, flop = gemm(device)
-    return flop / _seconds(run, device, 10)
-
-
-def _measured(run, device: torch.device) -> tuple[float, str]:
-    start = time.perf_counter()
-    peak = peak_memory(run, device)
-    return time.perf_counter() - start, f"{peak / 2**30:.2f}"
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return flop / _warm_seconds(run, device, 10)
 
 
 if __name__ == "__main__":

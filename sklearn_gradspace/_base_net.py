@@ -11,16 +11,36 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import validate_data
 from skorch import NeuralNet
-from torch import Tensor, nn
+from torch import nn
 
 from ._net_classifier import NetClassifier
+from ._rows import as_array
 from .gradients import packed
 from .modules import MLP
 
 
 class BaseNetMixin:
-    """Clones, pickles and tags of an estimator with a parameter `net`; to the left of scikit-learn's classes."""
+    """Data, clones, pickles and tags of an estimator with a parameter `net`; to the left of scikit-learn's classes."""
+
+    def _fit_net(self, X, y=None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Take or train the net, and return rows and labels as arrays."""
+        X = as_array(X)
+        if y is None:
+            X = validate_data(self, X, dtype="numeric", allow_nd=True)
+        else:
+            X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
+        self.sample_shape_ = X.shape[1:]
+        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
+        return X, y
+
+    def _validated(self, X) -> np.ndarray:
+        """Return rows as an array, of samples like those of `fit`."""
+        X = validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False)
+        if X.shape[1:] != self.sample_shape_:
+            raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
+        return X
 
     def __sklearn_clone__(self):
         # scikit-learn's clone would drop the weights of a fitted skorch net and copy those of a module.
@@ -44,11 +64,6 @@ class BaseNetMixin:
         tags.target_tags.required = tags.target_tags.required or trained_module(self.net) is None
         tags.input_tags.three_d_array = True
         return tags
-
-
-def as_array(X):
-    """Return a tensor as an array, and anything else as it is."""
-    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
 
 
 def trained_module(net) -> nn.Module | None:

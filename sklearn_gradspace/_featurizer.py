@@ -12,9 +12,9 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import type_of_target
-from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
-from ._base_net import BaseNetMixin, as_array, resolve_net, trained_classes
+from ._base_net import BaseNetMixin, trained_classes
 from ._featurizer_checks import check_parameters
 from ._random_projection import random_projection
 from .gradients import (
@@ -54,7 +54,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are
         not 0. "layer": by that of the whole layer. Zeros stay 0. "fisher": by the root of a coordinate's Fisher
         information ``E Σ_c p_c g_c²``, of gradients before selection and the probabilities p that the net predicts.
-        "kronecker": gradients are whitened, before `mask` and selection, by the Kronecker-factored Fisher information
+        "kronecker": gradients are whitened, before `edges` and selection, by the Kronecker-factored Fisher information
         of their parameter; see Notes.
     power : float or None, default=0.5
         Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled.
@@ -65,7 +65,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
         Parameters whose gradients are features. "weights" leaves biases out; a pattern such as ``"conv*.weight"`` is
         matched with parameter names as file names are. Frozen parameters have none.
-    mask : dict of str to bool array, or bool array of shape (n_params,), optional
+    edges : dict of str to bool array, or bool array of shape (n_params,), optional
         Entries of the gradients that are features, the same for all rows and labels; the others have no columns. A dict
         has arrays of the parameters' shapes by their names; a parameter that it leaves out is kept as a whole. The
         percentile is of the entries that are kept.
@@ -170,7 +170,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         power=0.5,
         projection=None,
         layers="weights",
-        mask=None,
+        edges=None,
         output="lazy",
         scalar="cross_entropy",
         labels="all",
@@ -191,7 +191,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         self.power = power
         self.projection = projection
         self.layers = layers
-        self.mask = mask
+        self.edges = edges
         self.output = output
         self.scalar = scalar
         self.labels = labels
@@ -223,18 +223,12 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             The fitted transformer.
         """
         check_parameters(self)
-        X = as_array(X)
-        if y is None:
-            X = validate_data(self, X, dtype="numeric", allow_nd=True)
-        else:
-            X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
-        self.sample_shape_ = X.shape[1:]
-        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
+        X, y = self._fit_net(X, y)
         engine = GradientEngine(
             self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
         )
         self._check_labels(y, engine.n_labels)
-        mask = as_mask(self.mask, engine.blocks)
+        mask = as_mask(self.edges, engine.blocks)
         unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels, mask=mask)
         unscaled = replace(unscaled, batch_size=self._batch_size(unscaled))
         scaler = None if self.scale is None else self._fit_scaler(unscaled, X)
@@ -250,13 +244,14 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _fit_scaler(self, unscaled: GradientFeatures, X: np.ndarray) -> Scaler | Whitening:
-        engine, features = unscaled.engine, unscaled
-        statistics = ScaleStatistics(self.scale, unscaled.blocks)
+        engine = unscaled.engine
         if self.scale in FISHER_SCALES:
             statistics = FisherStatistics(self.scale, engine.blocks)
             statistics.require_memory(engine.device)
             features = GradientFeatures(engine)
             features = replace(features, batch_size=self._batch_size(features))
+        else:
+            statistics, features = ScaleStatistics(self.scale, unscaled.blocks), unscaled
         if self.scale == "kronecker" and len(X) > _WHITENING_ROWS:
             rows = check_random_state(self.random_state).choice(len(X), _WHITENING_ROWS, replace=False)
             X = X[np.sort(rows)]
@@ -303,10 +298,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_parameters(self)
-        X = validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False)
-        if X.shape[1:] != self.sample_shape_:
-            raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
-        array = self._lazy(X)
+        array = self._lazy(self._validated(X))
         if self.output == "dense":
             return array.toarray(self.n_jobs, self.verbose)
         if self.output == "csr":

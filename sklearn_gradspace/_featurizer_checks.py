@@ -3,6 +3,7 @@
 A featurizer enters; an error that says what to do leaves where a parameter, by itself or beside another, means nothing.
 """
 
+from collections.abc import Mapping
 from numbers import Integral, Real
 
 import numpy as np
@@ -28,10 +29,7 @@ def check_parameters(featurizer) -> None:
         "output": _OUTPUTS,
         "labels": _LABELS,
     }
-    for name, values in choices.items():
-        value = getattr(featurizer, name)
-        if not (name == "scalar" and callable(value)) and value not in values:
-            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
+    check_choices(featurizer, choices)
     if featurizer.labels == "predicted" and callable(featurizer.scalar):
         raise ValueError(
             "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
@@ -65,3 +63,11 @@ def check_parameters(featurizer) -> None:
             "out, or transform augmented rows."
         )
     check_device(featurizer.device)
+
+
+def check_choices(estimator, choices: Mapping[str, tuple]) -> None:
+    """Raise ValueError where a parameter is none of its choices; `scalar` may be a function as well."""
+    for name, values in choices.items():
+        value = getattr(estimator, name)
+        if not (name == "scalar" and callable(value)) and value not in values:
+            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")

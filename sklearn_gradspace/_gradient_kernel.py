@@ -4,6 +4,7 @@ Samples that a net takes enter; kernel values with other samples leave, or Nystr
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from numbers import Integral
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state, check_scalar
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from ._base_net import BaseNetMixin, as_array, resolve_net
+from ._base_net import BaseNetMixin
+from ._featurizer_checks import check_choices
 from ._random_projection import random_projection
 from ._skorch_sklearn import check_device
 from .gradients import (
@@ -48,9 +50,17 @@ class LogitDirections:
     def __call__(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return combinations of shape (n, n_directions) of outputs of shape (n, n_outputs)."""
         n_outputs = outputs.shape[1]
-        shape = n_outputs, min(self.n_directions, n_outputs)
-        directions = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
-        return outputs @ torch.linalg.qr(directions).Q.to(outputs)
+        n = min(self.n_directions, n_outputs)
+        return outputs @ _orthonormal(n_outputs, n, self.seed, outputs.dtype, outputs.device)
+
+
+@lru_cache(maxsize=256)
+def _orthonormal(n_rows: int, n: int, seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return n random orthonormal columns, the same each time."""
+    with torch.inference_mode(False):
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.randn(n_rows, n, dtype=torch.float64, generator=generator)
+        return torch.linalg.qr(directions).Q.to(device, dtype)
 
 
 class GradientGramMixin(BaseNetMixin):
@@ -59,13 +69,7 @@ class GradientGramMixin(BaseNetMixin):
     def _fit_gram(self, X, y=None) -> np.ndarray:
         """Check everything, take or train the net, make ``gram_`` and return `X` as an array."""
         self._check_kernel_parameters()
-        X = as_array(X)
-        if y is None:
-            X = validate_data(self, X, dtype="numeric", allow_nd=True)
-        else:
-            X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
-        self.sample_shape_ = X.shape[1:]
-        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
+        X, _ = self._fit_net(X, y)
         random_state, scalar = check_random_state(self.random_state), self.scalar
         if self.n_directions is not None:
             scalar = LogitDirections(self.n_directions, int(random_state.randint(2**31)))
@@ -101,12 +105,6 @@ class GradientGramMixin(BaseNetMixin):
         check_is_fitted(self, "gram_")
         return self.gram_.engine.rules
 
-    def _validated(self, X) -> np.ndarray:
-        X = validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False)
-        if X.shape[1:] != self.sample_shape_:
-            raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
-        return X
-
     def _check_kernel_parameters(self) -> None:
         check_scalar(self.degree, "degree", Integral, min_val=1)
         if self.n_components is not None:
@@ -117,10 +115,7 @@ class GradientGramMixin(BaseNetMixin):
             "dtype": DTYPES,
             "products": tuple(_PRODUCTS),
         }
-        for name, values in choices.items():
-            value = getattr(self, name)
-            if not (name == "scalar" and callable(value)) and value not in values:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
+        check_choices(self, choices)
         for name in ("n_directions", "projection"):
             if getattr(self, name) is not None:
                 check_scalar(getattr(self, name), name, Integral, min_val=1)
@@ -355,7 +350,7 @@ def gram_matrix(gram: GradientGram, X: np.ndarray | GradientTile, Y: np.ndarray 
     way_out = f"Use fewer rows, {fit} would fit, or landmarks: n_components=2000."
     require_memory(n * m * itemsize, f"a kernel matrix of shape {(n, m)}", way_out, device)
     kernel = gram(X, Y)
-    if not torch.isfinite(kernel.sum()):
+    if not torch.isfinite(torch.stack(kernel.aminmax())).all():  # a sum of finite values may overflow
         raise ValueError(
             "the gradient kernel is not finite: gradients of net, or their products, overflow. Use normalize=True, a "
             "smaller degree or dtype='float64', and look at the outputs of net."

@@ -13,10 +13,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
-from ._base_net import as_array, trained_classes
+from ._base_net import trained_classes
 from ._calibration import fit_temperature
 from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
-from .gradients import KernelRidge, NotPositiveDefiniteError, two_logits
+from ._rows import as_array
+from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities
 
 _TEMPERATURES = 0.02, 10.0  # scores are near 0 and 1: at 0.02 the larger has all of the probability
 
@@ -217,13 +218,13 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         engine = self.gram_.engine
         if not self.base_output:
             return torch.from_numpy(self._frequencies).to(engine.device, engine.feature_dtype).expand(len(X), -1)
-        logits = two_logits(self.gram_.outputs(X).to(engine.feature_dtype))
-        if logits.shape[1] != len(self.classes_):
+        probabilities = label_probabilities(self.gram_.outputs(X).to(engine.feature_dtype))
+        if probabilities.shape[1] != len(self.classes_):
             raise ValueError(
-                f"base_output=True begins at the probabilities of {logits.shape[1]} labels that the net knows, but y "
-                f"holds {len(self.classes_)} classes: use base_output=False, or give rows of all classes."
+                f"base_output=True begins at the probabilities of {probabilities.shape[1]} labels that the net knows, "
+                f"but y holds {len(self.classes_)} classes: use base_output=False, or give rows of all classes."
             )
-        return logits.softmax(1)
+        return probabilities
 
     def _scores(self, X) -> np.ndarray:
         check_is_fitted(self)

@@ -14,9 +14,9 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, colu
 from skorch import NeuralNetClassifier
 from skorch.dataset import get_len
 from skorch.utils import is_dataset
-from torch import Tensor, nn
+from torch import nn
 
-from ._rows import RowDataset, WeightedRows
+from ._rows import RowDataset, WeightedRows, as_array
 from ._skorch_sklearn import SklearnNetMixin
 
 
@@ -179,9 +179,9 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
                 NeuralNetClassifier.partial_fit(self, X, y, _routing_method=method, **fit_params)
             finally:
                 del self._fitting
-        losses = self.history[-1:, "train_loss"] if self.history else []
-        if not np.isfinite(losses).all():
-            raise ValueError(f"training diverged, the loss is {losses[0]}: use a smaller lr, or scale the input.")
+        loss = self.history[-1].get("train_loss", 0.0) if self.history else 0.0  # an interrupted epoch has none
+        if not np.isfinite(loss):
+            raise ValueError(f"training diverged, the loss is {loss}: use a smaller lr, or scale the input.")
         return self
 
     def _validate(self, X, y, classes, reset):
@@ -198,7 +198,7 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
                     )
             return self._validate_X(X, reset), None
         X = self._validate_X(X, reset)
-        y = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y, warn=True)
+        y = column_or_1d(as_array(y), warn=True)
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         n_rows = get_len(X) if isinstance(X, Mapping) else X.shape[0]
@@ -227,9 +227,8 @@ class NetClassifier(SklearnNetMixin, NeuralNetClassifier):
             if reset:
                 self._set_dtype(np.dtype(np.float32))
             return X
-        X = X.detach().cpu().numpy() if isinstance(X, Tensor) else X
         dtype = [np.float64, np.float32] if reset else self._numpy_dtype
-        X = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=dtype, allow_nd=self._allow_nd)
+        X = validate_data(self, as_array(X), reset=reset, accept_sparse="csr", dtype=dtype, allow_nd=self._allow_nd)
         if reset:
             self._set_dtype(X.dtype)
         return X

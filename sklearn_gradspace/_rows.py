@@ -11,6 +11,12 @@ import numpy as np
 import torch
 from scipy import sparse
 from skorch.dataset import Dataset
+from torch import Tensor
+
+
+def as_array(X):
+    """Return a tensor as an array, and anything else as it is."""
+    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
 
 
 @dataclass(frozen=True)

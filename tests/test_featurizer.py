@@ -307,7 +307,7 @@ def halves(shape):
     return np.arange(np.prod(shape)).reshape(shape) % 2 == 0
 
 
-MASKS = {
+EDGES = {
     "one parameter": {"layers.1.weight": halves((5, 6))},
     "tensors": {"layers.1.weight": torch.from_numpy(halves((5, 6))), "layers.3.weight": torch.eye(3, 5) > 0},
     "a dropped parameter": {"layers.3.weight": np.zeros((3, 5), bool), "layers.1.weight": halves((5, 6))},
@@ -316,21 +316,21 @@ MASKS = {
 }
 
 
-def columns_of(mask):
-    """Return which of the net's weights a mask keeps."""
+def columns_of(edges):
+    """Return which of the net's weights `edges` keeps."""
     shapes = {"layers.1.weight": (5, 6), "layers.3.weight": (3, 5)}
-    if not isinstance(mask, dict):
-        return mask
-    return np.concatenate([np.asarray(mask.get(name, np.ones(shape, bool))).ravel() for name, shape in shapes.items()])
+    if not isinstance(edges, dict):
+        return edges
+    return np.concatenate([np.asarray(edges.get(name, np.ones(shape, bool))).ravel() for name, shape in shapes.items()])
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES)
 @pytest.mark.parametrize("percentile", [30, 100])
 @pytest.mark.parametrize("scale", ["minmax", "layer", None])
-def test_masked_features_equal_the_reference(net, X, mask, percentile, scale):
-    options = {"mask": mask, "percentile": percentile, "scale": scale, "batch_size": 5}
+def test_features_of_some_edges_equal_the_reference(net, X, edges, percentile, scale):
+    options = {"edges": edges, "percentile": percentile, "scale": scale, "batch_size": 5}
     features = GradientFeaturizer(net, output="dense", **options).fit(X[:8]).transform(X[8:])
-    kept = columns_of(mask)
+    kept = columns_of(edges)
     sizes = np.array([kept[: SIZES[0]].sum(), kept[SIZES[0] :].sum()])
     sizes = sizes[sizes > 0]
     weights = np.r_[0 : SIZES[0], SIZES[0] + 5 : SIZES[0] + 5 + SIZES[1]][kept]
@@ -341,12 +341,12 @@ def test_masked_features_equal_the_reference(net, X, mask, percentile, scale):
     assert_close(features, reference.power_norm(expected, 0.5).reshape(4, -1), 1e-7)
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_representations_and_names_of_masked_features_agree(net, X, mask):
+@pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES)
+def test_representations_and_names_of_some_edges_agree(net, X, edges):
     lazy, dense, csr = (
-        GradientFeaturizer(net, mask=mask, output=output).fit_transform(X) for output in ("lazy", "dense", "csr")
+        GradientFeaturizer(net, edges=edges, output=output).fit_transform(X) for output in ("lazy", "dense", "csr")
     )
-    n_kept = columns_of(mask).sum()
+    n_kept = columns_of(edges).sum()
     assert lazy.shape == dense.shape == csr.shape == (12, N_LABELS * n_kept)
     assert sum(block.size for block in lazy.blocks) == n_kept
     np.testing.assert_array_equal(lazy.toarray(), dense)
@@ -357,31 +357,31 @@ def test_representations_and_names_of_masked_features_agree(net, X, mask):
     assert_close(lazy.view(labels), views[np.arange(12), labels])
     assert_close(torch.cat([part.clone() for part in lazy.parts()]), views)
     for options in ({"batch_size": 1}, {"batch_size": 5, "n_jobs": 2}):
-        assert_close(GradientFeaturizer(net, mask=mask, output="dense", **options).fit_transform(X), dense)
+        assert_close(GradientFeaturizer(net, edges=edges, output="dense", **options).fit_transform(X), dense)
     everything = GradientFeaturizer(net).fit(X).get_feature_names_out()
-    names = GradientFeaturizer(net, mask=mask).fit(X).get_feature_names_out()
-    assert list(names) == list(everything[np.tile(columns_of(mask), N_LABELS)])
+    names = GradientFeaturizer(net, edges=edges).fit(X).get_feature_names_out()
+    assert list(names) == list(everything[np.tile(columns_of(edges), N_LABELS)])
     classifier = GradNetClassifier(max_epochs=1).fit(lazy, np.arange(12) % 3)
     assert classifier.predict(lazy).shape == (12,) and classifier.blocks_ == lazy.blocks
 
 
-def test_masks_are_searched_over_and_survive_clone_and_pickle(net, X):
+def test_edges_are_searched_over_and_survive_clone_and_pickle(net, X):
     y = np.arange(12) % N_LABELS
     pipeline = make_pipeline(GradientFeaturizer(net, output="csr"), LogisticRegression())
-    search = GridSearchCV(pipeline, {"gradientfeaturizer__mask": [None, *MASKS.values()]}, cv=2, error_score="raise")
+    search = GridSearchCV(pipeline, {"gradientfeaturizer__edges": [None, *EDGES.values()]}, cv=2, error_score="raise")
     assert np.isfinite(search.fit(X, y).cv_results_["mean_test_score"]).all()
-    featurizer = GradientFeaturizer(net, mask=MASKS["tensors"], output="dense").fit(X)
+    featurizer = GradientFeaturizer(net, edges=EDGES["tensors"], output="dense").fit(X)
     np.testing.assert_array_equal(clone(featurizer).fit_transform(X), featurizer.transform(X))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(featurizer)).transform(X), featurizer.transform(X))
 
 
 @pytest.mark.parametrize("labels", ["all", "predicted"])
-@pytest.mark.parametrize("mask", [None, MASKS["one parameter"]])
-def test_the_fisher_scale_is_of_all_labels_before_selection(net, X, labels, mask):
+@pytest.mark.parametrize("edges", [None, EDGES["one parameter"]])
+def test_the_fisher_scale_is_of_all_labels_before_selection(net, X, labels, edges):
     train, new = X[:8], X[8:]
-    options = {"scale": "fisher", "percentile": 40, "power": None, "labels": labels, "mask": mask, "output": "dense"}
+    options = {"scale": "fisher", "percentile": 40, "power": None, "labels": labels, "edges": edges, "output": "dense"}
     features = GradientFeaturizer(net, batch_size=3, **options).fit(train).transform(new)
-    kept = np.ones(sum(SIZES), bool) if mask is None else columns_of(mask)
+    kept = np.ones(sum(SIZES), bool) if edges is None else columns_of(edges)
     weights = np.r_[0 : SIZES[0], SIZES[0] + 5 : SIZES[0] + 5 + SIZES[1]][kept]
     gradients = reference.gradients(net, train)[..., weights]
     divisor = np.sqrt((reference.probabilities(net, train)[..., None] * gradients**2).sum((0, 1)) / 8)
@@ -392,11 +392,11 @@ def test_the_fisher_scale_is_of_all_labels_before_selection(net, X, labels, mask
     assert_close(features, expected.reshape(4, -1))
 
 
-@pytest.mark.parametrize("options", [{}, {"labels": "predicted"}, {"mask": MASKS["one parameter"]}], ids=str)
-def test_whitening_comes_before_mask_and_selection(net, X, options):
+@pytest.mark.parametrize("options", [{}, {"labels": "predicted"}, {"edges": EDGES["one parameter"]}], ids=str)
+def test_whitening_comes_before_edges_and_selection(net, X, options):
     whole = GradientFeaturizer(net, scale="kronecker", percentile=100, power=None, output="dense").fit_transform(X)
     views = whole.reshape(12, N_LABELS, -1)
-    mask = columns_of(options.get("mask", {}))
+    mask = columns_of(options.get("edges", {}))
     expected = reference.select(views[..., mask], [mask[: SIZES[0]].sum(), mask[SIZES[0] :].sum()], 40)
     if options.get("labels") == "predicted":
         expected = expected[np.arange(12), predicted(net, X)]

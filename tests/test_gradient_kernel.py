@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from sklearn_gradspace import GradientKernel
-from sklearn_gradspace._gradient_kernel import LogitDirections, inverse_square_root
+from sklearn_gradspace._gradient_kernel import LogitDirections, _orthonormal, inverse_square_root
 from sklearn_gradspace._random_projection import random_projection
 from sklearn_gradspace.gradients import Block, _memory
 from sklearn_gradspace.modules import MLP
@@ -133,6 +133,31 @@ def test_directions_are_orthonormal(n_directions):
         matrix = LogitDirections(n_directions, seed=5)(torch.eye(4, dtype=torch.float64))
     assert matrix.shape == (4, min(n_directions, 4))
     assert_close(matrix.T @ matrix, np.eye(min(n_directions, 4)))
+
+
+def test_directions_are_the_same_each_time_and_may_be_differentiated():
+    _orthonormal.cache_clear()
+    directions = LogitDirections(2, seed=5)
+    with torch.inference_mode():
+        first = directions(torch.eye(4))
+    outputs = torch.eye(4, requires_grad=True)
+    directions(outputs).sum().backward()
+    assert_close(outputs.grad, first.clone().sum(1).expand(4, -1), 1e-6)
+    assert torch.equal(directions(torch.eye(4)), first) and _orthonormal.cache_info().misses == 1
+    assert_close(directions(torch.eye(4, dtype=torch.float64)), first.clone(), 1e-6)
+    assert not torch.equal(LogitDirections(2, seed=6)(torch.eye(4)), first)
+    assert directions(torch.eye(3)).shape == (3, 2)
+
+
+def test_a_kernel_is_finite_whatever_its_sum():
+    X = np.full((5, 1), 3.6e9)  # whose kernel values are 1.7e38, half of the largest number
+    net = torch.nn.Linear(1, 1, bias=False)
+    kernel = GradientKernel(net, normalize=False).fit(X).pairwise(X)
+    assert kernel.dtype == np.float32 and kernel.min() > np.finfo(np.float32).max / kernel.size
+    assert_close(kernel, np.full((5, 5), 3.6e9**4), 1e-5)
+    for wrong in (1e10, -1e10):
+        with pytest.raises(ValueError, match="the gradient kernel is not finite"):
+            GradientKernel(net, normalize=False).fit(X).pairwise(np.full((2, 1), wrong))
 
 
 def test_projection_errs_by_the_root_of_its_dimensions(cnn, images, device):

@@ -306,6 +306,18 @@ def test_early_stopping_goes_back_to_the_best_epoch(data, lazy, max_epochs, pati
         assert_close(found, expected)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_early_stopping_and_calibration_outlive_an_interruption(data, lazy, epoch):
+    class Interrupt(Callback):
+        def on_batch_end(self, net, training=False, **kwargs):
+            if len(net.history) == epoch:
+                raise KeyboardInterrupt
+
+    classifier = GradNetClassifier(early_stopping=True, max_epochs=4, callbacks=[Interrupt()]).fit(lazy, data[1])
+    assert len(classifier.history) == epoch and classifier.temperature_ != 1
+    assert np.isfinite(classifier.predict_proba(lazy)).all()
+
+
 def test_early_stopping_holds_out_rows_of_every_class_and_the_same_again(data, lazy):
     held_out = []
 

@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from sklearn.base import clone
 from skorch.callbacks import Callback
-from skorch.dataset import Dataset
+from skorch.dataset import Dataset, ValidSplit
 from torch import nn
 
 from sklearn_gradspace._net_classifier import NetClassifier
@@ -76,6 +76,26 @@ class Count(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         self.seen += self.step
+
+
+class Interrupt(Callback):
+    """Interrupts training as ctrl-c does, in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        if len(net.history) == self.epoch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"train_split": ValidSplit(5)}], ids=["", "validated"])
+def test_training_that_is_interrupted_stands_as_it_is(epoch, options):
+    net = make(callbacks=[("interrupt", Interrupt(epoch))], max_epochs=5, **options).fit(X, y)
+    assert len(net.history) == epoch and "train_loss" not in net.history[-1]
+    assert net.predict(X).shape == (40,)
+    assert len(net.set_params(callbacks__interrupt__epoch=0).partial_fit(X, y).history) == epoch + 5
 
 
 def test_callbacks_and_their_parameters_wait_for_fit():

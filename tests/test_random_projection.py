@@ -53,7 +53,7 @@ def test_equal_those_of_scikit_learn(net, X, n_components, options, device):
     assert_close(projected, expected.reshape(12, -1))
 
 
-@pytest.mark.parametrize("options", [{}, {"labels": "predicted"}, {"mask": {"layers.1.weight": np.tri(20, 6) > 0}}])
+@pytest.mark.parametrize("options", [{}, {"labels": "predicted"}, {"edges": {"layers.1.weight": np.tri(20, 6) > 0}}])
 @pytest.mark.parametrize("part_bytes", [1, 2**24])
 def test_representations_batches_and_views_agree(net, X, options, part_bytes, device, monkeypatch):
     monkeypatch.setitem(_engine._PART_BYTES, device.type, part_bytes)

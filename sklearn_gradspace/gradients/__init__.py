@@ -11,7 +11,7 @@ from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._gram import GradientGram, GradientTile
 from ._mask import as_mask
 from ._memory import free_bytes, require_memory
-from ._outputs import SCALARS, two_logits
+from ._outputs import SCALARS, label_probabilities, two_logits
 from ._passes import over_batches
 from ._projection import Projection
 from ._ridge import KernelRidge, NotPositiveDefiniteError
@@ -47,6 +47,7 @@ __all__ = [
     "as_mask",
     "check_gradients",
     "free_bytes",
+    "label_probabilities",
     "over_batches",
     "packed",
     "require_memory",

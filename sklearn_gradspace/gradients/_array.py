@@ -15,7 +15,7 @@ from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._memory import require_memory
-from ._passes import over_batches
+from ._passes import over_batches, slices
 
 
 class GradientArray:
@@ -150,14 +150,13 @@ class GradientArray:
         divisors, engine, step = self.features.block_divisors, self.features.engine, self.features.batch_size
         if divisors is None or self.n_labels != engine.n_labels:
             return None
-        batches = (slice(start, start + step) for start in range(0, len(self), step))
+        batches = slices(len(self), step)
         passes = (FactoredGradients(engine, self.X[b], None if labels is None else labels[b]) for b in batches)
         return (FactoredFeatures(of_batch, engine.blocks, divisors) for of_batch in passes)
 
     def batches(self) -> Iterator["GradientArray"]:
         """Return the rows in consecutive parts that are computed at a time."""
-        step = self.features.batch_size
-        return (self[start : start + step] for start in range(0, len(self), step))
+        return (self[rows] for rows in slices(len(self), self.features.batch_size))
 
     def toarray(self, n_jobs: int | None = None, verbose: int = 0) -> np.ndarray:
         """Compute everything, as an ndarray of shape (n_samples, n_labels * n_features).

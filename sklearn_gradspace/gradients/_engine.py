@@ -20,6 +20,7 @@ from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
 from ._memory import free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, Scalar, check_finite
+from ._passes import slices
 from ._rules import ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import packed, shared_copy, usable
@@ -247,14 +248,13 @@ class GradientEngine:
         step = min(len(X), self.part_rows(k))
         lent = self.scratch.lent("gradients", (step, k, self.n_params), self.feature_dtype, self.device)
         with lent if out is None else nullcontext() as place:
-            for start in range(0, len(X), step):
-                rows = slice(start, min(start + step, len(X)))
-                gradients = place[: rows.stop - start] if out is None else out[rows]
+            for rows in slices(len(X), step):
+                gradients = place[: rows.stop - rows.start] if out is None else out[rows]
                 with self.computing():
                     part = forward.rows(rows)
                     self.write(part, gradients)
                     finished = None if finish is None else finish(part, gradients)
-                yield rows.stop - start, gradients if finished is None else finished
+                yield rows.stop - rows.start, gradients if finished is None else finished
 
     def part_rows(self, k: int) -> int:
         """Return of how many rows the gradients of `k` scalars each are made at a time."""
@@ -334,10 +334,6 @@ class GradientEngine:
         k = self.n_labels if all_labels else 1
         features = n if features is None else features
         return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
-
-    def affordable_rows(self, budget: float) -> int:
-        """Return how many rows, for all scalars, fit into `budget` bytes, one at least."""
-        return max(1, int((budget - self.memory(0)) // (self.memory(1) - self.memory(0))))
 
     @property
     def _gradient_bytes(self) -> int:

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from ._blocks import Block
 from ._engine import GradientEngine
 from ._forward import ForwardPass
+from ._passes import slices
 from ._rules import outer_factors, write_gradients
 
 _PART_BYTES = 2**26  # gradients of a parameter that are formed at a time, at least one row of them
@@ -159,9 +160,8 @@ class FactoredGradients:
         step = min(n, max(1, _PART_BYTES // (k * block.size * self._engine.feature_dtype.itemsize)))
         shape, engine = (step, k, block.size), self._engine
         with engine.scratch.lent("parts", shape, engine.feature_dtype, engine.device) as place:
-            for start in range(0, n, step):
-                rows = slice(start, min(start + step, n))
-                part = place[: rows.stop - start]
+            for rows in slices(n, step):
+                part = place[: rows.stop - rows.start]
                 self._write(self._forward.rows(rows), block, part)
                 yield rows, part
 

@@ -114,11 +114,11 @@ class GradientFeatures:
     def feature_names(self) -> list[str]:
         """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``."""
         mask = np.ones(self.engine.n_params, bool) if self.mask is None else self.mask
-        names = {block.name: entry_names(mask, block) for block in self.engine.blocks}
+        whole = {block.name: block for block in self.engine.blocks}
         return [
             name
             for kept, block in zip(self.kept_blocks, self.blocks)
-            for name in (names[block.name] if kept.size == block.size else block.numbered_names())
+            for name in (entry_names(mask, whole[block.name]) if kept.size == block.size else block.numbered_names())
         ]
 
     def memory(self, n: int) -> int:

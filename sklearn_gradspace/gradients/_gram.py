@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ._engine import GradientEngine
 from ._factored import FactoredGradients
+from ._passes import slices
 from ._projection import Projection
 from ._ridge import mirror_lower
 
@@ -163,11 +164,11 @@ class GradientGram:
         """
         others = X if Y is None else self.held(Y)
         large, small = self._steps(others[:1])
-        step = large if Y is None or others is Y else small  # beside what is held
+        step = small if Y is not None and isinstance(others, GradientTile) else large  # beside what is held
         with tqdm(total=len(X), desc="kernel", disable=not self.verbose, unit="row") as bar:
-            for rows in _slices(len(X), step):
+            for rows in slices(len(X), step):
                 tile = self._tile_of(X, rows)
-                for columns in _slices(rows.start if Y is None else len(Y), small):
+                for columns in slices(rows.start if Y is None else len(Y), small):
                     yield from self._values(tile, rows, self._tile_of(others, columns), columns.start)
                 if Y is None:
                     yield from self._values(tile, rows, tile, rows.start)
@@ -178,7 +179,7 @@ class GradientGram:
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield the kernel of two tiles, as many columns at a time as are few beside the gradients."""
         step = max(1, self.working_memory // 16 // (len(tile) * self.engine.feature_dtype.itemsize))
-        for part in _slices(len(other), step):
+        for part in slices(len(other), step):
             yield rows, slice(start + part.start, start + part.stop), self._kernel(tile, other[part])
 
     def _tile_of(self, X: Rows, rows: slice) -> GradientTile:
@@ -187,7 +188,7 @@ class GradientGram:
     def outputs(self, X: np.ndarray) -> Tensor:
         """Return what the net says of rows, of shape (n, n_outputs), averaged over views."""
         means = []
-        for rows in _slices(len(X), self._pass_rows):
+        for rows in slices(len(X), self._pass_rows):
             views = self._views(X[rows])
             means.append(sum(map(self.engine.outputs, views)) / len(views))
         return torch.cat(means)
@@ -222,7 +223,7 @@ class GradientGram:
     def tile(self, X: np.ndarray) -> GradientTile:
         """Return the gradients of rows `X`, which have to fit into memory."""
         whole = {}
-        for rows in _slices(len(X), self._formed_rows(X)):
+        for rows in slices(len(X), self._formed_rows(X)):
             with self.engine.computing(), torch.no_grad():
                 found = self._pass(X[rows])
             for name, tensors in found.items():
@@ -273,7 +274,3 @@ class GradientGram:
 def _inverse_root(squares: Tensor) -> Tensor:
     """Return what makes lengths 1, and a finite number for a length of zero: its inner products are zero."""
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
-
-
-def _slices(n: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))

@@ -1,4 +1,4 @@
-"""A fixed choice of entries: which columns of a gradient are features.
+"""A fixed choice of edges: which columns of a gradient are features.
 
 Masks of parameters and the blocks of a gradient enter; one mask of all columns, and the blocks that it keeps, leave.
 """
@@ -11,31 +11,31 @@ from torch import Tensor
 from ._blocks import Block
 
 
-def as_mask(mask: object, blocks: Sequence[Block]) -> np.ndarray | None:
-    """Return which columns `mask` keeps, of shape (n_params,), or None where these are all.
+def as_mask(edges: object, blocks: Sequence[Block]) -> np.ndarray | None:
+    """Return which columns `edges` keeps, of shape (n_params,), or None where these are all.
 
     Parameters
     ----------
-    mask : dict of str to bool array of the parameter's shape, bool array of shape (n_params,), or None
+    edges : dict of str to bool array of the parameter's shape, bool array of shape (n_params,), or None
         Of parameters that a dict leaves out all entries are kept.
     blocks : sequence of Block
     """
-    if mask is None:
+    if edges is None:
         return None
     by_name = {block.name: block for block in blocks}
     n_params = sum(block.size for block in blocks)
-    if not isinstance(mask, Mapping):
-        columns = _as_bool(mask, (n_params,), "mask")
+    if not isinstance(edges, Mapping):
+        columns = _as_bool(edges, (n_params,), "edges")
     else:
-        unknown = [name for name in mask if name not in by_name]
+        unknown = [name for name in edges if name not in by_name]
         if unknown:
-            raise ValueError(f"mask names {unknown}, but the parameters that `layers` chooses are {list(by_name)}.")
+            raise ValueError(f"edges names {unknown}, but the parameters that `layers` chooses are {list(by_name)}.")
         columns = np.ones(n_params, bool)
-        for name, entries in mask.items():
+        for name, entries in edges.items():
             block = by_name[name]
-            columns[block.slice] = _as_bool(entries, block.shape, f"mask[{name!r}]").ravel()
+            columns[block.slice] = _as_bool(entries, block.shape, f"edges[{name!r}]").ravel()
     if not columns.any():
-        raise ValueError("mask keeps no entry of any parameter: at least one has to be True.")
+        raise ValueError("edges keeps no entry of any parameter: at least one has to be True.")
     return None if columns.all() else columns
 
 
@@ -56,8 +56,8 @@ def entry_names(mask: np.ndarray, block: Block) -> list[str]:
     return [f"{block.name}[{','.join(map(str, index))}]" for index in kept]
 
 
-def _as_bool(mask: object, shape: tuple[int, ...], name: str) -> np.ndarray:
-    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+def _as_bool(entries: object, shape: tuple[int, ...], name: str) -> np.ndarray:
+    array = entries.detach().cpu().numpy() if isinstance(entries, Tensor) else np.asarray(entries)
     if array.dtype != bool or array.shape != shape:
         raise ValueError(
             f"{name} must be an array of True and False of shape {shape}; it is of shape {array.shape} and dtype "

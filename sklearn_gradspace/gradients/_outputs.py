@@ -66,9 +66,9 @@ def cotangents(scalar: Scalar, outputs: Tensor, labels: Labels = None) -> Tensor
     return _SCALARS[scalar](outputs, labels)
 
 
-def label_probabilities(logits: Tensor) -> Tensor:
+def label_probabilities(outputs: Tensor) -> Tensor:
     """Return the net's probabilities of shape (n, n_labels); one logit z stands for the two logits (0, z)."""
-    return torch.cat([-logits, logits], 1).sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+    return two_logits(outputs).softmax(1)
 
 
 def predicted_labels(scalar: Scalar, outputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Passes over data: a function of a batch, applied to all batches of a lazy array.
+"""Passes over data: rows some at a time, and a function of a batch, applied to all batches of a lazy array.
 
 A function and an array enter; its results leave in order. joblib runs the jobs, tqdm shows how far it is.
 """
@@ -10,6 +10,11 @@ from joblib import Parallel, delayed, effective_n_jobs
 from tqdm.auto import tqdm
 
 Result = TypeVar("Result")
+
+
+def slices(n: int, step: int) -> Iterator[slice]:
+    """Yield consecutive slices of `n` rows, `step` of them each but for the last."""
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 def over_batches(

@@ -84,6 +84,7 @@ def _arrays(matrix: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[i
 
 def _unpack(sources: tuple[Block, ...], arrays: Sequence[tuple | None]) -> Projection:
     with warnings.catch_warnings():
+        # Of what torch has in beta only the product with a dense matrix is used, which tests compare with SciPy's.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         matrices = [
             None if of is None else torch.sparse_csr_tensor(*map(tensor_of, of[:3]), of[3], check_invariants=False)

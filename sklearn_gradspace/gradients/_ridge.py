@@ -6,6 +6,8 @@ A kernel matrix, penalties and targets enter; coefficients and leave-one-out res
 import torch
 from torch import Tensor
 
+from ._passes import slices
+
 _BLOCK = 1024
 
 
@@ -56,20 +58,16 @@ class KernelRidge:
 
 def mirror_lower(matrix: Tensor) -> Tensor:
     """Copy the lower triangle of a square matrix to its upper one, in place."""
-    for block in _blocks(len(matrix)):
+    for block in slices(len(matrix), _BLOCK):
         corner = matrix[block, block]
         corner.copy_(corner.tril() + corner.tril(-1).T)
         matrix[block, block.stop :] = matrix[block.stop :, block].T
     return matrix
 
 
-def _blocks(n: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
-
-
 def _cholesky(matrix: Tensor) -> None:
     """Write the Cholesky factor to the lower triangle; the upper one stays."""
-    for block in _blocks(len(matrix)):
+    for block in slices(len(matrix), _BLOCK):
         column, corner = matrix[block.start :, block], matrix[block, block]
         above = corner.triu(1)
         column.sub_(matrix[block.start :, : block.start] @ matrix[block, : block.start].T)
@@ -83,7 +81,7 @@ def _cholesky(matrix: Tensor) -> None:
 
 def _forward(factor: Tensor, columns: Tensor) -> Tensor:
     """Return ``L^-1 columns``, in place."""
-    for block in _blocks(len(factor)):
+    for block in slices(len(factor), _BLOCK):
         columns[block] -= factor[block, : block.start] @ columns[: block.start]
         columns[block] = torch.linalg.solve_triangular(factor[block, block], columns[block], upper=False)
     return columns
@@ -91,7 +89,7 @@ def _forward(factor: Tensor, columns: Tensor) -> Tensor:
 
 def _backward(factor: Tensor, columns: Tensor) -> Tensor:
     """Return ``L^-T columns``, in place."""
-    for block in reversed(_blocks(len(factor))):
+    for block in reversed([*slices(len(factor), _BLOCK)]):
         columns[block] -= factor[block.stop :, block].T @ columns[block.stop :]
         columns[block] = torch.linalg.solve_triangular(factor[block, block].T, columns[block], upper=True)
     return columns
@@ -100,7 +98,7 @@ def _backward(factor: Tensor, columns: Tensor) -> Tensor:
 def _inverse_diagonal(factor: Tensor) -> Tensor:
     """Return the diagonal of ``(L L^T)^-1``, the squared norms of the columns of ``L^-1``, a block at a time."""
     found = []
-    for block in _blocks(len(factor)):
+    for block in slices(len(factor), _BLOCK):
         rest = factor[block.start :, block.start :]
         unit = torch.eye(len(rest), block.stop - block.start, dtype=factor.dtype, device=factor.device)
         found.append(_forward(rest, unit).square().sum(0))

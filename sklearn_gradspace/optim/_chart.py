@@ -29,10 +29,11 @@ class Entries(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """Weights are functions of coordinates: of one number a chain of skeleton weights, and one a weight outside of them.
+    """Weights are functions of coordinates: of one number a chain of skeleton weights, one a weight outside of them.
 
-    A chain is the units whose paths from the inputs share a moving weight. If rho is the value of that weight's path, over
-    what it was when the chart was made, a weight's coordinate is itself times the rho of the chain of the unit it reads.
+    A chain is the units whose paths from the inputs share a moving weight. If rho is the value of that weight's path,
+    over what it was when the chart was made, a weight's coordinate is itself times the rho of the chain of the unit it
+    reads.
 
     Parameters
     ----------
@@ -133,10 +134,7 @@ def make_chart(graph: ScaleGraph, raw: bool, group_of: Mapping[str, int], n_grou
     values_in, values_out = skeleton.products_in, skeleton.products_out
     held = entries(skeleton.entry_out[onward], chain[onward])
     value = values_in[skeleton.unit_in[owner]] * start * values_out[owner]
-    if raw:
-        length = value
-    else:
-        length = np.sqrt(start**2 + _moved_squares(graph, parameters, chain, held, n_chains))
+    length = value if raw else np.sqrt(start**2 + _moved_squares(graph, parameters, chain, held, n_chains))
     ones = np.ones(len(chain))
     return Chart(
         _like(chain, like, int),

@@ -4,7 +4,7 @@ import warnings
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..pathspace import ScaleGraph, scale_graph
 from ..pathspace._balance import canonical_scales
@@ -19,8 +19,8 @@ _CHOICES = {"method": ("balanced", "path"), "init": ("auto", "keep", "skeleton")
 class ECOptimizer(torch.optim.Optimizer):
     """Train a ReLU net in equivalent-class space, where all rescaled twins of the net are one point.
 
-    Multiplying what writes a hidden unit and dividing what reads it by one factor does not change what a net computes, but
-    it changes the course of training. Here it does not: training starts from the canonical twin.
+    Multiplying what writes a hidden unit and dividing what reads it by one factor does not change what a net computes,
+    but it changes the course of training. Here it does not: training starts from the canonical twin.
 
     Parameters
     ----------
@@ -29,19 +29,20 @@ class ECOptimizer(torch.optim.Optimizer):
     optimizer : Optimizer class, default=torch.optim.SGD
         What makes the steps.
     params : iterable of Parameter or dict, optional
-        Parameters, or groups of them, as torch's optimizers take them; by default all that require a gradient. Those that
-        are left out stay as they are, and so do the scales of units that they read or write.
+        Parameters, or groups of them, as torch's optimizers take them; by default all that require a gradient. Those
+        that are left out stay as they are, and so do the scales of units that they read or write.
     method : {"balanced", "path"}, default="balanced"
         "balanced" makes steps in the weights of a representative in which what writes a unit has the same norm as what
         reads it, and goes back towards it every `balance_every` steps. "path" makes steps in the values of basis paths
         [1]_. In both the optimizer's state is carried along.
     init : {"auto", "keep", "skeleton"}, default="auto"
         "keep" starts with the canonical twin, in the first step. "skeleton" sets skeleton weights to 1, at once, which
-        changes the function: it makes deep plain nets trainable. "auto" is "skeleton" if a unit is more than six layers
-        behind the next input, batch norm or shortcut, and else "keep".
+        changes the function: it makes deep plain nets trainable. "auto" is "skeleton" if a unit is more than six
+        layers behind the next input, batch norm or shortcut, and else "keep".
     units : {"q", "raw"}, default="q"
-        Units of length of ``method="path"``. "raw" are path values themselves, as in the authors' rule. With "q" a weight
-        is measured by itself, and a chain of skeleton weights by the length of the change of all weights that it moves.
+        Units of length of ``method="path"``. "raw" are path values themselves, as in the authors' rule. With "q" a
+        weight is measured by itself, and a chain of skeleton weights by the length of the change of all weights that
+        it moves.
     path_penalty : float, default=0
         Factor of the sum of squared basis path values that ``method="path"`` adds to the loss.
     approximate : bool, default=False
@@ -50,8 +51,8 @@ class ECOptimizer(torch.optim.Optimizer):
     balance_every : int, default=8
         Number of steps between two sweeps of ``method="balanced"``.
     chart_every : int, default=100
-        Number of steps after which ``method="path"`` takes another skeleton if a path value has become more than twice as
-        large, or less than half as large, as when the skeleton was taken.
+        Number of steps after which ``method="path"`` takes another skeleton if one of its path values has become more
+        than twice as large, or less than half as large, as when it was taken.
     **kwargs : dict
         Parameters of `optimizer`: ``lr``, ``momentum``, ``weight_decay``, ... With ``method="path"`` weight decay is that
         of the coordinates.
@@ -66,7 +67,8 @@ class ECOptimizer(torch.optim.Optimizer):
     Warns
     -----
     UserWarning
-        If no unit of the net can be rescaled: then this is `optimizer`. If gradients are not finite: then nothing changes.
+        If no unit of the net can be rescaled: then this is `optimizer`. If gradients are not finite: then nothing
+        changes.
 
     Notes
     -----
@@ -78,8 +80,8 @@ class ECOptimizer(torch.optim.Optimizer):
 
     References
     ----------
-    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural networks
-       in its positively scale-invariant space". ICLR 2019.
+    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural
+       networks in its positively scale-invariant space". ICLR 2019.
 
     Examples
     --------

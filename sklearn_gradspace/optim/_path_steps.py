@@ -1,7 +1,7 @@
 """Steps in basis path values: ``method="path"``.
 
-Weights become coordinates of a `Chart`, and their gradients those of the coordinates, by the inverse chain rule; the inner
-optimizer moves the coordinates; weight allocation makes weights of them.
+Weights become coordinates of a `Chart`, and their gradients those of the coordinates, by the inverse chain rule; the
+inner optimizer moves the coordinates; weight allocation makes weights of them.
 """
 
 from dataclasses import fields

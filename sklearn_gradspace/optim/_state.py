@@ -32,8 +32,8 @@ def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: T
             continue
         if power is None:
             raise ValueError(
-                f"it is not known how {name!r} of {type(optimizer).__name__} changes where weights are rescaled: use one "
-                "of torch's optimizers."
+                f"it is not known how {name!r} of {type(optimizer).__name__} changes where weights are rescaled: use "
+                "one of torch's optimizers."
             )
         if power > 0:
             value.mul_(factor**power)

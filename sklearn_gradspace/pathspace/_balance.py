@@ -1,11 +1,11 @@
 """The canonical one among all rescaled twins of a net.
 
-A scale graph enters; one scale a unit leaves, which twins do not change but for rounding. Units are first normalised one
-after the other, in the order in which the net writes them: from there twins are the same. Then the sum of all squared
-weights is minimised, a convex function of the scales' logarithms.
+A scale graph enters; one scale a unit leaves, which twins do not change but for rounding. Units are first normalised
+one after the other, in the order in which the net writes them: from there twins are the same. Then the sum of all
+squared weights is minimised, a convex function of the scales' logarithms.
 """
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ _MAX_STEPS = 100  # of Newton's method, which takes some ten
 def balance(module: nn.Module, graph: ScaleGraph | None = None) -> nn.Module:
     """Replace a net by its canonical twin, in place; the function stays the same.
 
-    All rescaled twins of a net have the same canonical twin, the one of the smallest sum of squared weights. What nothing
-    reads, a filter in front of a batch norm, gets norm 1 instead if the batch norm has ``eps=0``, and else stays as it is.
+    All rescaled twins of a net have the same canonical twin, the one of the smallest sum of squared weights. Filters in
+    front of a batch norm, whose scale nothing reads, are kept as they are for the sake of its `eps`; where that is next
+    to nothing, they get norm 1, and the sum is the smallest of those with filters in the proportions that they have
+    when each layer is normalised after the ones before it.
 
     Parameters
     ----------
@@ -63,6 +65,7 @@ def canonical_scales(graph: ScaleGraph) -> Tensor:
     apart = write != read  # what reads and writes the same unit does not scale
     write, read, values = write[apart], read[apart], values[apart]
     squares = sparse.csr_array((values * (scales[write] / scales[read]) ** 2, (write, read)), shape=(n, n))
+    squares.eliminate_zeros()
     logs = _of_least_norm(squares, fixed | private)
     norms = np.sqrt(squares @ np.exp(-2 * logs))
     again = private & ~fixed & (norms > 0)
@@ -80,6 +83,8 @@ def _squares(graph: ScaleGraph) -> tuple[np.ndarray, ...]:
     for i, (_, names) in enumerate(groupby(graph.edges, lambda name: name.rpartition(".")[0])):
         for name in names:
             edges, squares = graph.edges[name], parameters[name].double().cpu() ** 2
+            if not squares.isfinite().all():
+                raise ValueError(f"the parameter {name!r} is not finite, so that there is no canonical twin.")
             shape = torch.broadcast_shapes(edges.write.shape, edges.read.shape)
             squares = squares.sum_to_size((1,) * (squares.ndim - len(shape)) + shape).flatten()
             parts.append((edges.write.expand(shape), edges.read.expand(shape), squares, torch.full((len(squares),), i)))
@@ -92,7 +97,7 @@ def _normalised_in_order(write, read, squares, layer, fixed) -> np.ndarray:
     """Return scales with which the weights of the first layer that writes a unit have norm 1."""
     scales, settled = np.ones(len(fixed)), fixed.copy()
     order = np.flatnonzero(np.diff(layer, prepend=-1, append=-1))
-    for start, stop in zip(order[:-1], order[1:]):
+    for start, stop in pairwise(order):
         entries = slice(start, stop)
         norms = np.sqrt(_sums(write[entries], squares[entries] / scales[read[entries]] ** 2, len(scales)))
         new = (norms > 0) & ~settled

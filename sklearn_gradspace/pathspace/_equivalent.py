@@ -1,10 +1,11 @@
 """Whether two nets are rescaled twins."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ._balance import canonical_scales
-from ._graph import graph_of, scale_graph
+from ._graph import ScaleGraph, check_module, graph_of, scale_graph
+from ._trace import trace, unwrapped
 
 
 @torch.no_grad()
@@ -39,13 +40,39 @@ def equivalent(module_a: nn.Module, module_b: nn.Module, rtol: float = 1e-5) -> 
     """
     graph_a = scale_graph(module_a)
     graph_b = graph_of(module_b, graph_a)
+    if _operations(module_a) != _operations(module_b):
+        return False
     scales_a, scales_b = canonical_scales(graph_a), canonical_scales(graph_b)
-    parameters_a, parameters_b = (dict(graph.module.named_parameters()) for graph in (graph_a, graph_b))
-    for name, edges in graph_a.edges.items():
-        a, b = (
-            parameters[name].double().cpu() * (scales[edges.write] / scales[edges.read])
-            for parameters, scales in ((parameters_a, scales_a), (parameters_b, scales_b))
+    twins = [_canonical(graph_a, scales_a), _canonical(graph_b, scales_b)]
+    return all(
+        torch.allclose(a, twins[1][name], rtol=0, atol=rtol * float(a.abs().max()) if a.numel() else 0)
+        for name, a in twins[0].items()
+    )
+
+
+def _canonical(graph: ScaleGraph, scales: Tensor) -> dict[str, Tensor]:
+    """Return all parameters and buffers of the canonical twin."""
+    tensors = {name: tensor.double().cpu() for name, tensor in graph.module.state_dict().items()}
+    factors = {name: scales[edges.write] / scales[edges.read] for name, edges in graph.edges.items()}
+    factors |= {name: scales[ids] ** power for name, (ids, power) in graph.statistics.items()}
+    return {
+        name: tensor * factors.get(name, 1)
+        for name, tensor in tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def _operations(module: nn.Module) -> list[tuple]:
+    """Return what a net does, in a form that can be compared."""
+    module = unwrapped(check_module(module))
+    layers = dict(module.named_modules())
+    return [
+        (
+            node.op,
+            str(node.target),
+            str(node.args),
+            str(node.kwargs),
+            str(layers[node.target]) if node.op == "call_module" else "",
         )
-        if not torch.allclose(a, b, rtol=0, atol=rtol * float(a.abs().max()) if a.numel() else 0):
-            return False
-    return True
+        for node in trace(module)[0].nodes
+    ]

@@ -1,9 +1,9 @@
 """The scale graph: which entries of which parameters write, and which read, each unit that can be rescaled.
 
-An unmodified module enters; a `ScaleGraph` leaves. Multiplying a unit's incoming weights by c > 0 and dividing its outgoing
-weights by c leaves the net's function as it is; a unit is one channel, or several that are added to each other somewhere
-and so share their scale. Unit 0, the root, stands for all that cannot be rescaled: inputs, outputs, the constant that
-biases are read from, the values that a batch norm has normalised.
+An unmodified module enters; a `ScaleGraph` leaves. Multiplying a unit's incoming weights by c > 0 and dividing its
+outgoing weights by c leaves the net's function as it is; a unit is one channel, or several that are added to each other
+somewhere and so share their scale. Unit 0, the root, stands for all that cannot be rescaled: inputs, outputs, the
+constant that biases are read from, the values that a batch norm has normalised.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ._layers import Geometry
 from ._operations import interpret
 from ._trace import unwrapped
+from ._values import Unsupported
+
+_NO_EPS = torch.finfo(torch.float32).tiny  # torch takes no batch norm with eps=0 in training
 
 
 class Edges(NamedTuple):
@@ -67,7 +70,8 @@ class ScaleGraph:
     unit_names : tuple of str
         Layer and channel that write a unit first, of units 1 to `n_units`.
     approximate : Tensor of bool of shape (n_units,)
-        Whether a batch norm with ``eps > 0`` normalises the unit: the net is then invariant but for `eps`.
+        Whether a batch norm whose `eps` is not next to nothing normalises the unit: the net is then invariant but for
+        that.
     pinned : tuple of Pin
         What keeps units from being rescaled, and why.
     """
@@ -250,6 +254,7 @@ class _GraphDomain:
         self.units, self.edges, self.statistics = _Units(), {}, {}
         self.approximate: set[int] = set()
         self.pins: list[Pin] = []
+        self._normalised: dict[str, Tensor] = {}
         # A shared parameter goes by its first name.
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
 
@@ -262,10 +267,13 @@ class _GraphDomain:
 
     def normalised(self, where: str, layer: nn.Module, entries: Tensor | None) -> Tensor:
         if entries is not None:
+            before = self._normalised.setdefault(where, entries)
+            if before is not entries:  # running statistics cannot follow two inputs
+                self._pin(torch.cat([before, entries]), where, "it is called once more")
             if layer.running_mean is not None:
                 self.statistics[f"{where}.running_mean"] = entries, 1
                 self.statistics[f"{where}.running_var"] = entries, 2
-            if layer.eps > 0:
+            if layer.eps > _NO_EPS:
                 self.approximate.update(entries.tolist())
         if layer.weight is None:
             return self.fill.expand(layer.num_features)
@@ -275,6 +283,8 @@ class _GraphDomain:
         return written
 
     def merged(self, first: Tensor, second: Tensor) -> Tensor:
+        if not (first.any() and second.any()):
+            raise Unsupported("it adds what cannot be rescaled")
         self.units.unite(first, second)
         return first
 
@@ -283,10 +293,10 @@ class _GraphDomain:
 
     def pin(self, values, where: str, reason: str) -> None:
         pieces = [piece for value in values for piece in value.pieces if piece is not None]
-        for piece in pieces:
-            self.units.pin(piece)
-        if reason and pieces:
-            self.pins.append(Pin(where, reason, sum(map(len, pieces))))
+        if pieces and where == "output":
+            self.units.pin(torch.cat(pieces))
+        elif pieces:
+            self._pin(torch.cat(pieces), where, reason)
 
     def _record(self, where: str, parameter: nn.Parameter, edges: Edges) -> None:
         name = self._names[id(parameter)]
@@ -294,8 +304,11 @@ class _GraphDomain:
             self.edges[name] = edges
             return
         touched = torch.cat([ids.flatten() for ids in (*edges[:2], *self.edges[name][:2])]).unique()
-        self.units.pin(touched)
-        self.pins.append(Pin(where, f"it uses {name} once more", len(touched[touched > 0])))
+        self._pin(touched, where, f"it uses {name} once more")
+
+    def _pin(self, ids: Tensor, where: str, reason: str) -> None:
+        self.units.pin(ids)
+        self.pins.append(Pin(where, reason, int(ids.count_nonzero())))
 
 
 def _finished(module: nn.Module, units: _Units, edges, statistics, approximate, pins) -> ScaleGraph:
@@ -346,8 +359,8 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
 
     References
     ----------
-    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural networks
-       in its positively scale-invariant space". ICLR 2019.
+    .. [1] Q. Meng, S. Zheng, H. Zhang, W. Chen, Q. Ye, Z.-M. Ma, N. Yu, T.-Y. Liu. "G-SGD: Optimizing ReLU neural
+       networks in its positively scale-invariant space". ICLR 2019.
 
     Examples
     --------
@@ -366,14 +379,22 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     units       H = 8
     dimension   m - H = 59; invariant ratio 11.94%
     """
-    module = unwrapped(module)
+    module = unwrapped(check_module(module))
     domain = _GraphDomain(module)
     interpret(module, domain)
     return _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
 
 
+def check_module(module) -> nn.Module:
+    """Return `module`, which has to be one."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch Module, got {module!r}.")
+    return module
+
+
 def graph_of(module: nn.Module, graph: ScaleGraph | None) -> ScaleGraph:
     """Return `graph`, which has to be of a net like `module`, or find it."""
+    check_module(module)
     if graph is None:
         return scale_graph(module)
     if not isinstance(graph, ScaleGraph):

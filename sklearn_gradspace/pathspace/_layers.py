@@ -67,5 +67,9 @@ HOMOGENEOUS = {
     nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
     nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d,
 }  # fmt: skip
-_POOLING = ("Pool", "Pad", "Upsampl")
-ON_IMAGES = {layer for layer in HOMOGENEOUS if any(name in layer.__name__ for name in _POOLING)}
+# Those of them that act on positions, with the number of axes of what they take; None for any above two.
+ON_IMAGES = {
+    layer: next((n + 2 for n in (1, 2, 3) if f"{n}d" in layer.__name__), None)
+    for layer in HOMOGENEOUS
+    if any(kind in layer.__name__ for kind in ("Pool", "Pad", "Upsampl"))
+}

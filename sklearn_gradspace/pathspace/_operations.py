@@ -1,12 +1,13 @@
 """What each operation of a net does to the channels that pass through it.
 
-An operation gets `Value`\\ s and plain arguments, and gives a `Value` or raises `Unsupported`. What an entry of a channel
-is, a unit or a number, is up to the `domain`, see `interpret`.
+An operation gets `Value`\\ s and plain arguments, and gives a `Value` or raises `Unsupported`. What an entry of a
+channel is, a unit or a number, is up to the `domain`, see `interpret`.
 """
 
 import math
 import operator
 from dataclasses import replace
+from functools import partial
 from numbers import Number
 from typing import Any, Protocol
 
@@ -73,7 +74,8 @@ def interpret(module: nn.Module, domain: Domain) -> None:
                         values[node] = PLAIN
                         continue
                     raise Unsupported("it is not known to commute with rescaling")
-                result = operation(domain, *args[0], **args[1])
+                given, named = args[0], dict(args[1])
+                result = operation(domain, *([named.pop("input")] if "input" in named else []), *given, **named)
         except Unsupported as reason:
             where = node.target if node.op == "call_module" else f"{node.name} ({_layer_of(node)})"
             domain.pin(_values(args), where, str(reason))
@@ -117,7 +119,7 @@ def _run_layer(domain: Domain, where: str, layer: nn.Module, value: Value, *args
         _check_axis(value, -1 if value.ndim in (None, 2) else 1)
         return value.as_matrix()
     if kind in ON_IMAGES:
-        _check_axis(value, 1)
+        _check_images(value, ON_IMAGES[kind])
     if kind not in HOMOGENEOUS:
         raise Unsupported(f"a {kind.__name__} does not commute with rescaling, or is not known to")
     return value
@@ -128,23 +130,28 @@ def _check_axis(value: Value, axis: int) -> None:
         raise Unsupported("it acts on another axis than the channels")
 
 
-def _same(domain: Domain, value: Value, *args, **kwargs) -> Value:
-    return value
+def _check_images(value: Value, ndim: int | None) -> None:
+    if not value.is_root and (value.axis != 1 or (value.ndim or 0) < 3 or ndim not in (None, value.ndim)):
+        raise Unsupported("it takes other axes for positions")
 
 
-def _on_images(domain: Domain, value: Value, *args, return_indices: bool = False, **kwargs) -> Value:
+def _same(domain: Domain, tensor: Value, *args, **kwargs) -> Value:
+    return tensor
+
+
+def _on_images(domain: Domain, tensor: Value, *args, ndim: int | None = None, return_indices=False, **kwargs) -> Value:
     if return_indices:
         raise Unsupported("it gives more than one tensor")
-    _check_axis(value, 1)
-    return value
+    _check_images(tensor, ndim)
+    return tensor
 
 
-def _pad(domain: Domain, value: Value, pad, mode="constant", fill=None, **kwargs) -> Value:
-    if mode == "constant" and (fill or kwargs.get("value")):
+def _pad(domain: Domain, tensor: Value, pad, mode: str = "constant", value: float | None = None) -> Value:
+    if mode == "constant" and value:
         raise Unsupported("it pads with a constant other than zero")
-    if not value.is_root and (value.ndim is None or len(pad) // 2 > value.ndim - 2 or value.axis != 1):
+    if not tensor.is_root and (tensor.axis != 1 or len(pad) // 2 > (tensor.ndim or 0) - 2):
         raise Unsupported("it may pad the channels")
-    return value
+    return tensor
 
 
 def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
@@ -157,7 +164,9 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
     if first.is_root and second.is_root:
         return first
     if first.is_root or second.is_root:
-        raise Unsupported("it adds what cannot be rescaled")
+        root, other = (first, second) if first.is_root else (second, first)
+        filled = replace(other, pieces=tuple(p if p is None else domain.fill.expand(len(p)) for p in other.pieces))
+        first, second = (filled, other) if root is first else (other, filled)
     if (first.axis, first.flat, len(first.pieces)) != (second.axis, second.flat, len(second.pieces)):
         raise Unsupported("it adds tensors whose channels lie differently")
     pieces = []
@@ -251,8 +260,8 @@ OPERATIONS = {
          torch.dropout, operator.neg, torch.neg, operator.pos, torch.clone),
         _same,
     ),
-    **{getattr(F, f"{pool}{d}d"): _on_images for pool in _POOLS for d in (1, 2, 3)},
-    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, torch.avg_pool1d), _on_images),
+    **{getattr(F, f"{pool}{n}d"): partial(_on_images, ndim=n + 2) for pool in _POOLS for n in (1, 2, 3)},
+    **{getattr(torch, f"max_pool{n}d"): partial(_on_images, ndim=n + 2) for n in (1, 2, 3)},
     F.interpolate: _on_images,
     F.pad: _pad,
     torch.flatten: _flatten,

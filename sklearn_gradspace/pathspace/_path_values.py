@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ._balance import canonical_scales
-from ._graph import ScaleGraph, graph_of
+from ._graph import ScaleGraph, check_module, graph_of
 from ._layers import Geometry
 from ._operations import interpret
 from ._skeleton import Skeleton, find_skeleton
@@ -15,8 +15,8 @@ from ._trace import unwrapped
 def path_values(module: nn.Module, graph: ScaleGraph | None = None) -> dict[str, Tensor]:
     """Return for each weight the value of the basis path through it, the product of the weights along that path.
 
-    Rescaled twins have the same path values. The path leads from an input over skeleton weights, through the weight, and
-    over skeleton weights to an output; the skeleton is that of the canonical twin's largest weights.
+    Rescaled twins have the same path values. The path leads from an input over skeleton weights, through the weight,
+    and over skeleton weights to an output; the skeleton is that of the canonical twin's largest weights.
 
     Parameters
     ----------
@@ -145,5 +145,5 @@ def path_norm(module: nn.Module) -> float:
        NeurIPS 2015.
     """
     domain = _NormDomain()
-    interpret(unwrapped(module), domain)
+    interpret(unwrapped(check_module(module)), domain)
     return float(torch.cat([piece.flatten() for piece in domain.at_outputs] or [torch.zeros(1)]).sum().sqrt())

@@ -43,7 +43,7 @@ def rescale(module: nn.Module, factors, graph: ScaleGraph | None = None) -> nn.M
     bad = (~(torch.isfinite(factors) & (factors > 0))).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"factors must be positive and finite; that of unit {graph.unit_names[bad[0]]!r} is {factors[bad[0]].item()}."
+            f"factors must be positive and finite; that of unit {graph.unit_names[bad[0]]!r} is {factors[bad[0]]:.3g}."
         )
     apply_scales(graph, torch.cat([torch.ones(1, dtype=torch.float64), factors]))
     return module

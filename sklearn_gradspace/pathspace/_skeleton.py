@@ -23,8 +23,8 @@ class Skeleton:
     Parameters
     ----------
     entry_in, entry_out : ndarray of shape (n_units + 1,)
-        The weight that leads to a unit, and the one that leads on. -1 where there is none: nothing leads on from a filter
-        in front of a batch norm, nor from a unit that only such filters read.
+        The weight that leads to a unit, and the one that leads on. -1 where there is none: nothing leads on from a
+        filter in front of a batch norm, nor from a unit that only such filters read.
     unit_in, unit_out : ndarray of shape (n_units + 1,)
         The unit that `entry_in` reads, and the one that `entry_out` writes.
     weight_in, weight_out : ndarray of shape (n_units + 1,)
@@ -99,8 +99,8 @@ def find_skeleton(graph: ScaleGraph, weights: dict[str, Tensor]) -> Skeleton:
     Returns
     -------
     skeleton : Skeleton
-        To each unit leads the largest of the weights on the shortest ways from the inputs, where biases are ways only if
-        there is no other, and on lead the largest on the shortest ways to the outputs.
+        To each unit leads the largest of the weights on the shortest ways from the inputs, where biases are ways only
+        if there is no other, and on lead the largest on the shortest ways to the outputs.
     """
     write, read, size, value, entry, constant = _candidates(graph, weights)
     n = graph.n_units + 1

@@ -134,6 +134,18 @@ def test_a_small_working_memory_makes_many_tiles(device, monkeypatch):
         assert (len(met) == 1) == few
 
 
+def test_tiles_are_small_beside_gradients_that_are_held(device):
+    name = "mlp of three layers"
+    X, Y = rows(name, 30), rows(name, 3)
+    gram = make(name, device, working_memory=SMALL)
+    held, (large, small) = gram.tile(Y), gram._steps(X[:1])
+    assert len(Y) <= small < large < len(X)
+    for others in (held, held[:1], Y[:1]):  # given, a part of what was given, rows that fit
+        assert {of.stop - of.start for of, *_ in gram._tiles(X, others)} <= {small, len(X) % small}
+    assert max(of.stop - of.start for of, *_ in gram._tiles(X, X)) == large  # computed anew for each tile
+    assert_close(gram(X, held), make(name, device)(X, Y), 1e-12)
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_dot_is_the_matrix_times_coefficients(name, device):
     X, Y = rows(name, 5), BY_NAME[name].X[:3]

@@ -15,6 +15,13 @@ def test_no_mask_is_made_of_what_keeps_all(mask):
     assert as_mask(mask, BLOCKS) is None
 
 
+def test_tensors_of_any_device_are_taken(device):
+    columns = torch.arange(9) % 3 > 0
+    np.testing.assert_array_equal(as_mask(columns.to(device), BLOCKS), columns.numpy())
+    by_name = {block.name: columns[block.slice].reshape(block.shape).to(device) for block in BLOCKS}
+    np.testing.assert_array_equal(as_mask(by_name, BLOCKS), columns.numpy())
+
+
 def test_blocks_and_names_of_what_is_kept():
     weight = np.array([[True, False, True], [False, False, True]])
     mask = as_mask({"a.weight": weight, "b.weight": [False, False]}, BLOCKS)

@@ -9,7 +9,7 @@ from cases import BY_NAME
 from nets import sum_and_product
 
 from sklearn_gradspace.gradients import SCALARS
-from sklearn_gradspace.gradients._outputs import as_table, check_finite, cotangents
+from sklearn_gradspace.gradients._outputs import as_table, check_finite, cotangents, label_probabilities
 
 
 def outputs_of(n_outputs, n=5):
@@ -53,6 +53,14 @@ def test_derivatives_are_those_of_the_definition(scalar, n_outputs):
     expected = jacobians(FUNCTIONS[scalar], outputs)
     assert_close(cotangents(scalar, outputs), expected)
     assert_close(cotangents(FUNCTIONS[scalar], outputs), expected)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 5])
+def test_probabilities_are_of_labels_and_those_of_one_logit_of_two(n_outputs):
+    for outputs in (outputs_of(n_outputs), 300 * outputs_of(n_outputs)):
+        found = label_probabilities(outputs)
+        assert found.shape == (5, max(2, n_outputs))
+        assert_close(found, of_all_labels(outputs, -1).exp())
 
 
 @pytest.mark.parametrize("n_outputs", [1, 3])

@@ -5,6 +5,7 @@ import pytest
 from cases import BY_NAME
 
 from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, over_batches
+from sklearn_gradspace.gradients._passes import slices
 
 NAMES = ["mlp of two layers", "conv2d twice", "layer norm", "borrowed weight", "lstm"]
 
@@ -14,6 +15,15 @@ def make_array(name, device, batch_size=2, repeats=4):
     engine = GradientEngine(case.net(), case.X, "all", device)
     X = np.concatenate([case.X + 0.1 * i for i in range(repeats)])
     return GradientArray(GradientFeatures(engine, 50, batch_size=batch_size), X)
+
+
+@pytest.mark.parametrize("n", [0, 1, 6, 7])
+@pytest.mark.parametrize("step", [1, 3, 7, 100])
+def test_slices_are_consecutive_and_end_with_the_rows(n, step):
+    found = [range(n)[rows] for rows in slices(n, step)]
+    assert [row for rows in found for row in rows] == list(range(n))
+    assert all(len(rows) == step for rows in found[:-1]) and all(0 < len(rows) <= step for rows in found)
+    assert all(rows.stop <= n for rows in slices(n, step))
 
 
 @pytest.mark.parametrize("name", NAMES)
