@@ -7,7 +7,7 @@ import torch
 from asserts import assert_close, random_state_untouched
 from pathspace.cases import BY_NAME, CASES
 from pathspace.nets import mlp
-from pathspace.twins import random_factors, with_modes
+from pathspace.twins import graph_of, random_factors, with_modes
 from torch import nn
 
 from sklearn_gradspace.pathspace import rescale, scale_graph
@@ -17,10 +17,10 @@ from sklearn_gradspace.pathspace import rescale, scale_graph
 def test_outputs_stay(case, training):
     net, X = case.net().train(training), case.X(12)
     expected = copy.deepcopy(net)(X)
-    graph = scale_graph(net)
+    graph = graph_of(case)
     factors = torch.where(graph.approximate, 1, random_factors(graph))
     with random_state_untouched():
-        assert rescale(net, factors) is net
+        assert rescale(net, factors, graph) is net
     assert_close(net(X), expected)
 
 
@@ -28,7 +28,7 @@ def test_outputs_stay(case, training):
 def test_factors_multiply_what_writes_and_divide_what_reads(case):
     net = case.net()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    graph = scale_graph(net)
+    graph = graph_of(case)
     c = torch.cat([torch.ones(1), random_factors(graph)])
     rescale(net, c[1:], graph)
     for name, parameter in net.named_parameters():

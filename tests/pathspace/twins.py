@@ -1,9 +1,11 @@
 """Rescaled twins of the nets in the cases."""
 
+from functools import cache
+
 import pytest
 import torch
 
-from sklearn_gradspace.pathspace import rescale, scale_graph
+from sklearn_gradspace.pathspace import balance, rescale, scale_graph
 
 
 def random_factors(graph, size=1.0, seed=0):
@@ -18,11 +20,21 @@ def powers_of_two(graph, largest=10, seed=0):
     return 2.0 ** torch.randint(-largest, largest + 1, (graph.n_units,), generator=generator).double()
 
 
-def twin(net, seed=0, factors=random_factors, approximate=False):
-    """Rescale `net` in place, but for what a batch norm with eps normalises, and return it."""
-    graph = scale_graph(net)
-    found = factors(graph, seed=seed)
-    return rescale(net, found if approximate else torch.where(graph.approximate, 1, found), graph)
+@cache
+def graph_of(case):
+    """Return the scale graph of a case, of a net of its own."""
+    return scale_graph(case.net())
+
+
+def twin(case, seed=0, factors=random_factors, net=None):
+    """Return a new net of a case, or `net`, rescaled in place, but for what a batch norm with eps normalises."""
+    graph, net = graph_of(case), case.net() if net is None else net
+    return rescale(net, torch.where(graph.approximate, 1, factors(graph, seed=seed)), graph)
+
+
+def balanced(case, net=None):
+    """Return the canonical twin of a new net of a case, or of `net`, which is changed in place."""
+    return balance(case.net() if net is None else net, graph_of(case))
 
 
 def with_modes(cases):
