@@ -20,11 +20,14 @@ class Entries(NamedTuple):
     index : tuple of Tensor
         Where they are.
     chain : Tensor of shape (n,)
-        The chain that each moves, or whose ratio it is divided by; `n_chains` for none.
+        The chain that a moving weight is of, and of other weights that of the unit that they read.
+    place : Tensor of shape (n,)
+        Their places among all entries of their kind.
     """
 
     index: tuple[Tensor, ...]
     chain: Tensor
+    place: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,20 @@ class Chart:
 
     A chain is the units whose paths from the inputs share a moving weight. If rho is the value of that weight's path,
     over what it was when the chart was made, a weight's coordinate is itself times the rho of the chain of the unit it
-    reads.
+    reads. Tensors of chains have one entry more for what belongs to none.
 
     Parameters
     ----------
     chain : Tensor of shape (n_units + 1,)
         The chain of each unit, `n_chains` for none.
-    moving : dict of str to Entries
-        The weights that a chain's number moves; by parameter.
-    held : dict of str to Entries
-        The weights that stay.
+    skeleton : dict of str to Entries
+        By parameter, the weights that follow from the chains' numbers: first the moving ones, then those that are held.
     frozen : dict of str to Entries
         The weights whose coordinate stays, one a unit from which nothing leads on.
-    start, value : Tensor of shape (n_chains,)
-        The moving weights when the chart was made, and the values of their paths.
+    start, held : Tensor of shape (n_chains,) and (n_held,)
+        The moving weights when the chart was made, and the weights that are held.
+    value : Tensor of shape (n_chains,)
+        Values of the moving weights' paths when the chart was made.
     parent : Tensor of shape (n_chains,)
         The chain of the unit that the moving weight reads.
     identity : Tensor of shape (n_chains,)
@@ -54,26 +57,22 @@ class Chart:
     length : Tensor of shape (n_chains,)
         Unit of length of a chain's coordinate, which is rho times it.
     reading, writing : Tensor of shape (n_units + 1,)
-        Unit of length of the other coordinates: the product of that of the unit read and that of the unit written.
-    values_in, values_out : Tensor of shape (n_units + 1,)
-        Products of skeleton weights when the chart was made, by which coordinates become path values.
+        Products of skeleton weights to the unit read and from the unit written, when the chart was made.
     sizes : tuple of int
         Number of chains in each group of parameters.
     """
 
     chain: Tensor
-    moving: dict[str, Entries]
-    held: dict[str, Entries]
+    skeleton: dict[str, Entries]
     frozen: dict[str, Entries]
     start: Tensor
+    held: Tensor
     value: Tensor
     parent: Tensor
     identity: Tensor
     length: Tensor
     reading: Tensor
     writing: Tensor
-    values_in: Tensor
-    values_out: Tensor
     sizes: tuple[int, ...]
 
     @property
@@ -121,35 +120,32 @@ def make_chart(graph: ScaleGraph, raw: bool, group_of: Mapping[str, int], n_grou
     def entries(which: np.ndarray, chains: np.ndarray) -> dict[str, Entries]:
         of_parameter, found = np.searchsorted(offsets, which, side="right") - 1, {}
         for i in np.unique(of_parameter):
-            here = of_parameter == i
+            here = np.flatnonzero(of_parameter == i)
             index = np.unravel_index(which[here] - offsets[i], parameters[names[i]].shape)
-            found[names[i]] = Entries(tuple(_like(i, like, int) for i in index), _like(chains[here], like, int))
+            index = tuple(_like(along, like, int) for along in index)
+            found[names[i]] = Entries(index, _like(chains[here], like, int), _like(here, like, int))
         return found
 
     owner = np.zeros(n_chains, int)  # the unit that the moving weight leads to
     is_owner = moved & (skeleton.entry_in == skeleton.moving)
     owner[chain[is_owner]] = np.flatnonzero(is_owner)
     ends, onward = skeleton.ends & ~skeleton.dead, (skeleton.entry_out >= 0) & ~skeleton.dead
+    held = skeleton.entry_out[onward]
     start = skeleton.weight_in[owner]
-    values_in, values_out = skeleton.products_in, skeleton.products_out
-    held = entries(skeleton.entry_out[onward], chain[onward])
-    value = values_in[skeleton.unit_in[owner]] * start * values_out[owner]
+    value = skeleton.products_in[skeleton.unit_in[owner]] * start * skeleton.products_out[owner]
     length = value if raw else np.sqrt(start**2 + _moved_squares(graph, parameters, chain, held, n_chains))
-    ones = np.ones(len(chain))
     return Chart(
         _like(chain, like, int),
-        entries(identity, np.arange(n_chains)),
-        held,
+        entries(np.concatenate([identity, held]), np.concatenate([np.arange(n_chains), chain[onward]])),
         entries(skeleton.entry_in[ends], chain[skeleton.unit_in[ends]]),
         _like(start, like),
+        _like(skeleton.weight_out[onward], like),
         _like(value, like),
         _like(chain[skeleton.unit_in[owner]], like, int),
         _like(identity, like, int),
         _like(length, like),
-        _like(values_in if raw else ones, like),
-        _like(values_out if raw else ones, like),
-        _like(values_in, like),
-        _like(values_out, like),
+        _like(skeleton.products_in, like),
+        _like(skeleton.products_out, like),
         tuple(np.bincount(group, minlength=n_groups).tolist()),
     )
 
@@ -159,15 +155,14 @@ def _like(values: np.ndarray, like: Tensor, kind=None) -> Tensor:
 
 
 @torch.no_grad()
-def _moved_squares(graph: ScaleGraph, parameters, chain: np.ndarray, held, n_chains: int) -> np.ndarray:
+def _moved_squares(graph: ScaleGraph, parameters, chain: np.ndarray, held: np.ndarray, n_chains: int) -> np.ndarray:
     """Return the sum of squares of the weights that each chain's ratio divides."""
-    total = torch.zeros(n_chains + 1, dtype=torch.float64)
+    total, offset = torch.zeros(n_chains + 1, dtype=torch.float64), 0
     for name, edges in graph.edges.items():
-        if not edges.read.any():
-            continue
-        squares = parameters[name].double().cpu() ** 2
-        if name in held:
-            squares[tuple(i.cpu() for i in held[name].index)] = 0
+        squares = parameters[name].double().cpu().flatten() ** 2
+        squares[held[(held >= offset) & (held < offset + len(squares))] - offset] = 0
+        offset += len(squares)
+        squares = squares.reshape(parameters[name].shape)
         read = edges.read.reshape((1,) * (squares.ndim - edges.read.ndim) + tuple(edges.read.shape))
         total.index_add_(0, torch.from_numpy(chain)[read.flatten()], squares.sum_to_size(read.shape).flatten())
     return total[:n_chains].numpy()

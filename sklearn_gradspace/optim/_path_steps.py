@@ -4,10 +4,10 @@ Weights become coordinates of a `Chart`, and their gradients those of the coordi
 inner optimizer moves the coordinates; weight allocation makes weights of them.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..pathspace import ScaleGraph
 from ._chart import Chart, Entries, make_chart
@@ -16,6 +16,34 @@ from ._units import ParameterUnits, parameter_units
 
 _LARGEST_STEP = 2.0  # by which a step may multiply or divide a chain's ratio: it never changes its sign
 _SAFE_RATIO = 2.0  # beyond which a new chart is made
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    """What makes coordinates of a parameter's weights: the ratio of the chain of the unit read, times a length.
+
+    `chain` and `length`, and `to_value`, which makes path values of coordinates, are broadcastable to the parameter's
+    shape, or None where they are 1.
+    """
+
+    parameter: nn.Parameter
+    chain: Tensor | None
+    length: Tensor | None
+    to_value: Tensor | None
+
+    @classmethod
+    def of(cls, units: ParameterUnits, chart: Chart, raw: bool) -> "_Coordinates":
+        chain, value = None, units.factor(chart.reading, chart.writing)
+        if units.read is not None and bool((chart.chain[units.read] < chart.n_chains).any()):
+            chain = chart.chain[units.read]
+        return cls(units.parameter, chain, *((value, None) if raw else (None, value)))
+
+    def factor(self, ratio: Tensor) -> Tensor | None:
+        """Return what weights are multiplied by; `ratio` has an entry more for what is in no chain."""
+        if self.chain is None:
+            return self.length
+        factor = ratio[self.chain].to(self.parameter.dtype)
+        return factor if self.length is None else factor * self.length
 
 
 class PathSteps:
@@ -42,160 +70,138 @@ class PathSteps:
         self._like = torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         group_of = {id(parameter): i for i, group in enumerate(inner.param_groups) for parameter in group["params"]}
         self._group_of = {name: group_of.get(id(parameter), 0) for name, parameter in self._parameters.items()}
-        self._coordinates = [torch.zeros_like(self._like) for _ in inner.param_groups]
-        for group, coordinate in zip(inner.param_groups, self._coordinates, strict=True):
-            group["params"].append(coordinate)
+        self._chains = [torch.zeros_like(self._like) for _ in inner.param_groups]
+        for group, coordinates in zip(inner.param_groups, self._chains, strict=True):
+            group["params"].append(coordinates)
         self._n_steps, self._chart = 0, None
 
     def step(self) -> None:
         """Let the inner optimizer make its step."""
         if self._chart is None:
             self._set_chart(self._new_chart())
-        ratio = self._ratio()
-        self._set_chain_gradients(ratio)
-        gradients = self._to_coordinates(ratio)
-        frozen = {name: self._parameters[name][entries.index] for name, entries in self._chart.frozen.items()}
+        chart, ratio = self._chart, self._ratio[:-1]
+        self._set_chain_gradients()
+        gradients = self._to_coordinates()
+        frozen = {name: self._parameters[name][entries.index] for name, entries in chart.frozen.items()}
         self._inner.step()
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        after = self._ratio()
+        after = torch.cat(self._chains) / chart.length
         after = torch.where(after.isfinite(), after, ratio).clamp(ratio / _LARGEST_STEP, ratio * _LARGEST_STEP)
         self._set_ratio(after)
-        self._to_weights(after, frozen)
+        self._to_weights(frozen)
         self._n_steps += 1
         if self._n_steps % self._every == 0 and ((after > _SAFE_RATIO) | (after < 1 / _SAFE_RATIO)).any():
-            self._renew(after)
+            self._renew()
 
-    def _set_chain_gradients(self, ratio: Tensor) -> None:
+    def _set_chain_gradients(self) -> None:
         """Inverse chain rule: a chain's gradient, from w dL/dw of the weights that it moves."""
-        chart = self._chart
-        by_unit, by_chain = self._like.new_zeros(len(chart.chain)), self._like.new_zeros(chart.n_chains + 1)
-        for units in self._units:
-            if units.read is not None and units.parameter.grad is not None:
-                units.sums(units.parameter * units.parameter.grad, units.read, by_unit)
-        by_chain.index_add_(0, chart.chain, by_unit, alpha=-1)
-        for entries_of in (chart.moving, chart.held):  # those held were subtracted with the others
-            for name, entries in entries_of.items():
-                parameter = self._parameters[name]
-                if parameter.grad is not None:
-                    products = parameter[entries.index] * parameter.grad[entries.index]
-                    by_chain.index_add_(0, entries.chain, products.to(by_chain.dtype))
-        gradient = (by_chain[:-1] / ratio + 2 * self._penalty * ratio * chart.value**2) / chart.length
-        for coordinate, part in zip(self._coordinates, gradient.split(chart.sizes), strict=True):
-            coordinate.grad = part
+        chart, ratio = self._chart, self._ratio[:-1]
+        total = torch.zeros_like(self._ratio)
+        for of in self._coordinates:
+            if of.chain is not None and of.parameter.grad is not None:
+                products = (of.parameter * of.parameter.grad).sum_to_size(of.chain.shape).flatten()
+                total.index_add_(0, of.chain.flatten(), products.to(total.dtype), alpha=-1)
+        for name, entries in chart.skeleton.items():  # those that are held were subtracted with the others
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                total.index_add_(
+                    0, entries.chain, gradient[entries.index].to(total.dtype) * self._weights[entries.place]
+                )
+        gradient = total[:-1] / ratio
+        if self._penalty:
+            gradient += 2 * self._penalty * ratio * chart.value**2
+        for coordinates, part in zip(self._chains, (gradient / chart.length).split(chart.sizes), strict=True):
+            coordinates.grad = part
 
-    def _to_coordinates(self, ratio: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _to_coordinates(self) -> list[tuple[Tensor, Tensor]]:
         """Make coordinates of weights, and of their gradients; return the gradients, which are put back afterwards."""
         gradients = []
-        for units, factor in self._factors(self._chart, ratio):
-            parameter, gradient = units.parameter, units.parameter.grad
+        for of in self._coordinates:
+            parameter, gradient, factor = of.parameter, of.parameter.grad, of.factor(self._ratio)
             if factor is not None:
                 parameter.mul_(factor)
             if gradient is None or (factor is None and not self._penalty):
                 continue
-            parameter.grad = gradient / factor if factor is not None else gradient.clone()
+            parameter.grad = gradient.clone() if factor is None else gradient / factor
             if self._penalty:
-                parameter.grad.addcmul_(parameter, self._path_lengths(units) ** 2, value=2 * self._penalty)
+                values = parameter if of.to_value is None else parameter * of.to_value**2
+                parameter.grad.add_(values, alpha=2 * self._penalty)
             gradients.append((parameter, gradient))
         return gradients
 
-    def _to_weights(self, ratio: Tensor, frozen: dict[str, Tensor]) -> None:
+    def _to_weights(self, frozen: dict[str, Tensor]) -> None:
         """Weight allocation."""
-        chart = self._chart
-        self._write(chart.frozen, frozen)
-        for units, factor in self._factors(chart, ratio):
+        for name, entries in self._chart.frozen.items():
+            self._parameters[name][entries.index] = frozen[name]
+        for of in self._coordinates:
+            factor = of.factor(self._ratio)
             if factor is not None:
-                units.parameter.div_(factor)
-        self._write(chart.held, self._held)
-        moving = chart.start * ratio / torch.cat([ratio, ratio.new_ones(1)])[chart.parent]
-        self._write(chart.moving, {name: moving[entries.chain] for name, entries in chart.moving.items()})
-
-    def _write(self, entries_of: dict[str, Entries], values: dict[str, Tensor]) -> None:
-        for name, entries in entries_of.items():
-            self._parameters[name][entries.index] = values[name].to(self._parameters[name].dtype)
-
-    def _factors(self, chart: Chart, ratio: Tensor):
-        """Yield each parameter with what makes coordinates of its weights, None for 1."""
-        reading = torch.cat([ratio, ratio.new_ones(1)])[chart.chain] * chart.reading
-        for units in self._units:
-            yield units, units.factor(reading, chart.writing if self._raw else None)
-
-    def _path_lengths(self, units: ParameterUnits) -> Tensor:
-        """Return what makes path values of coordinates."""
-        chart = self._chart
-        factor = units.factor(chart.values_in / chart.reading, chart.values_out / chart.writing)
-        return torch.ones_like(units.parameter) if factor is None else factor
-
-    def _ratio(self) -> Tensor:
-        return torch.cat(self._coordinates) / self._chart.length
+                of.parameter.div_(factor)
+        for name, entries in self._chart.skeleton.items():
+            parameter = self._parameters[name]
+            parameter[entries.index] = self._weights[entries.place].to(parameter.dtype)
 
     def _set_ratio(self, ratio: Tensor) -> None:
-        parts = (ratio * self._chart.length).split(self._chart.sizes)
-        for coordinate, part in zip(self._coordinates, parts, strict=True):
-            coordinate.copy_(part)
+        """Set the chains' coordinates, and the skeleton's weights that follow from them."""
+        chart, one = self._chart, ratio.new_ones(1)
+        for coordinates, part in zip(self._chains, (ratio * chart.length).split(chart.sizes), strict=True):
+            coordinates.copy_(part)
+        self._ratio = torch.cat([ratio, one])
+        self._weights = torch.cat([chart.start * ratio / self._ratio[chart.parent], chart.held])
 
     def _new_chart(self) -> Chart:
-        return make_chart(self._graph, self._raw, self._group_of, len(self._coordinates), self._like)
+        return make_chart(self._graph, self._raw, self._group_of, len(self._chains), self._like)
 
     def _set_chart(self, chart: Chart) -> None:
         self._chart = chart
-        self._held = {name: self._parameters[name][entries.index] for name, entries in chart.held.items()}
-        for coordinate, length in zip(self._coordinates, chart.length.split(chart.sizes), strict=True):
-            coordinate.data = length.clone()
+        self._coordinates = [_Coordinates.of(units, chart, self._raw) for units in self._units]
+        for coordinates, size in zip(self._chains, chart.sizes, strict=True):
+            coordinates.data = self._like.new_empty(size)
+        self._set_ratio(torch.ones_like(chart.start))
 
-    def _renew(self, ratio: Tensor) -> None:
+    def _renew(self) -> None:
         """Go on in a new chart; the inner optimizer's state comes along, but for weights that were no coordinates."""
-        old, new = self._chart, self._new_chart()
-        for entries_of in (old.moving, old.held, old.frozen):
+        old, before = self._chart, [of.factor(self._ratio) for of in self._coordinates]
+        old_length = torch.cat([old.length * self._ratio[:-1], self._ratio[-1:]])
+        for entries_of in (old.skeleton, old.frozen):
             for name, entries in entries_of.items():
                 clear_state(self._inner, self._parameters[name], entries.index)
-        factors = zip(self._factors(old, ratio), self._factors(new, torch.ones_like(new.start)), strict=True)
-        for (units, before), (_, after) in factors:
-            if before is not None:
-                rescale_state(self._inner, units.parameter, after / before)
-        old_length = torch.cat([old.length * ratio, ratio.new_ones(1)])
-        first = 0
-        for coordinate, now, length in zip(
-            self._coordinates, new.identity.split(new.sizes), new.length.split(new.sizes), strict=True
-        ):
-            same = now[:, None] == old.identity[first : first + len(coordinate)]
-            kept = torch.where(same.any(1), same.int().argmax(1) if same.shape[1] else -1, -1)
-            replace_state(self._inner, coordinate, kept, length / old_length[first + kept])
-            first += len(coordinate)
+        new, first = self._new_chart(), 0
+        parts = zip(self._chains, old.sizes, new.identity.split(new.sizes), new.length.split(new.sizes), strict=True)
+        for coordinates, old_size, identity, length in parts:
+            same = identity[:, None] == old.identity[first : first + old_size]
+            kept = torch.where(same.any(1), same.int().argmax(1), -1) if old_size else torch.full_like(identity, -1)
+            replace_state(self._inner, coordinates, kept, length / old_length[first + kept])
+            first += old_size
         self._set_chart(new)
+        for of, factor in zip(self._coordinates, before, strict=True):
+            after = of.factor(self._ratio)
+            if factor is not None or after is not None:
+                rescale_state(
+                    self._inner, of.parameter, (1 if after is None else after) / (1 if factor is None else factor)
+                )
 
     def state_dict(self) -> dict:
         """Return what a resumed training needs."""
         chart = None
         if self._chart is not None:
             chart = {field.name: getattr(self._chart, field.name) for field in fields(Chart)}
-            for kind in _ENTRIES:
+            for kind in ("skeleton", "frozen"):
                 chart[kind] = {name: tuple(entries) for name, entries in chart[kind].items()}
-        return {
-            "n_steps": self._n_steps,
-            "chart": chart,
-            "held": None if chart is None else dict(self._held),
-            "coordinates": [coordinate.clone() for coordinate in self._coordinates],
-        }
+            chart["ratio"] = self._ratio[:-1]
+        return {"n_steps": self._n_steps, "chart": chart}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state`."""
         self._n_steps, self._chart = state["n_steps"], None
         if state["chart"] is not None:
-            chart = dict(state["chart"])
-            for kind in _ENTRIES:
-                chart[kind] = {name: Entries(*self._here(tuple(entries))) for name, entries in chart[kind].items()}
-            self._chart = Chart(
-                **{name: self._here(value) if isinstance(value, Tensor) else value for name, value in chart.items()}
-            )
-            self._held = {name: self._here(value) for name, value in state["held"].items()}
-        for coordinate, value in zip(self._coordinates, state["coordinates"], strict=True):
-            coordinate.data = self._here(value).clone()
+            chart = {name: self._here(value) for name, value in state["chart"].items()}
+            for kind in ("skeleton", "frozen"):
+                chart[kind] = {name: Entries(*entries) for name, entries in chart[kind].items()}
+            ratio = chart.pop("ratio")
+            self._set_chart(Chart(**chart))
+            self._set_ratio(ratio)
 
     def _here(self, value):
-        if isinstance(value, tuple):
-            return tuple(map(self._here, value))
-        return value.to(self._like.device)
-
-
-_ENTRIES = ("moving", "held", "frozen")
+        return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._like.device), value)

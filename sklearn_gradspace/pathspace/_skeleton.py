@@ -123,8 +123,10 @@ def _tree(start, end, size, allowed, n: int) -> tuple[np.ndarray, tuple[np.ndarr
     settled[0] = True
     for edges in map(np.flatnonzero, allowed):
         while len(new := edges[settled[start[edges]] & ~settled[end[edges]]]):
-            new = new[np.argsort(size[new], kind="stable")]
-            parent[end[new]] = new  # of several the last stays, which is the largest
+            largest = np.zeros(n)
+            np.maximum.at(largest, end[new], size[new])
+            new = new[size[new] == largest[end[new]]]
+            parent[end[new]] = new
             order.append(np.unique(end[new]))
             settled[order[-1]] = True
     return parent, tuple(order)
