@@ -19,9 +19,9 @@ def test_an_import_brings_no_more_than_skorchs_does():
     assert set(done.stdout.split()) <= {"sklearn_gradspace", "sklearn", "tqdm"}
 
 
-@pytest.mark.parametrize("package", ["sklearn_gradspace", "sklearn_gradspace.gradients", "sklearn_gradspace.modules"])
+@pytest.mark.parametrize("package", ["", ".gradients", ".modules", ".optim", ".pathspace"])
 def test_every_public_name_is_there(package):
-    module = import_module(package)
+    module = import_module(f"sklearn_gradspace{package}")
     assert all(hasattr(module, name) for name in module.__all__)
 
 
@@ -29,5 +29,5 @@ def test_every_public_name_is_there(package):
 def test_the_map_of_the_code_is_complete():
     root = Path(sklearn_gradspace.__file__).parent
     text = Path("docs/internals.rst").read_text()
-    files = [path.stem for path in (*root.glob("_*.py"), *root.glob("gradients/_*.py")) if "__" not in path.stem]
+    files = [path.stem for path in (*root.glob("_*.py"), *root.glob("[!_]*/_*.py")) if "__" not in path.stem]
     assert [name for name in files if f"``{name}``" not in text] == []
