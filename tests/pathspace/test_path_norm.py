@@ -117,7 +117,7 @@ def test_behind_a_batch_norm_paths_start_anew():
     net = BY_NAME["batch norm"].net()
     norm, head = net[1], net[3]
     squares = (head.weight**2 * (norm.weight**2 + norm.bias**2)).sum() + (head.bias**2).sum()
-    assert path_norm(net) == pytest.approx(float(squares.sqrt()), rel=1e-14)
+    assert path_norm(net) == pytest.approx(squares.sqrt().item(), rel=1e-14)
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "product of two branches", "attention", "plus a constant"])
