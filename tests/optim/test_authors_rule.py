@@ -25,7 +25,8 @@ class AuthorsRule:
     net : Sequential
         Linear layers without biases, every second one of the modules.
     onward, back : dict
-        From (l, j), unit j in front of layer l, to the unit behind that layer to which its skeleton leads, and back. Where a layer is not square there is a choice.
+        From (l, j), unit j in front of layer l, to the unit behind that layer to which its skeleton leads, and back.
+        Where a layer is not square there is a choice.
     """
 
     def __init__(self, net, onward, back):
