@@ -1,4 +1,4 @@
-"""Table 1, run on a few made images: its table, its picture, and that what was computed is not computed again."""
+"""Table 1 and edges, run on a few made images: tables, pictures, and that what was computed is not computed again."""
 
 import csv
 from pathlib import Path
@@ -55,6 +55,25 @@ def test_contenders_and_resuming(table1, capsys, monkeypatch):
     assert capsys.readouterr().out == table
     with pytest.raises(AssertionError, match="it was there"):
         run(table1, *arguments, "--budget", "80")
+
+
+def test_edges(table1, capsys, monkeypatch):
+    """Tables of every way to use masks, a picture, and that what was measured is not measured again."""
+    import edges
+
+    sizes = ["--rows", "60", "--score-rows", "20", "--test-rows", "20", "--seeds", "0", "--kept", "0.5"]
+    arguments = ["--data-home", ".", "--nets", "mlp", *sizes]
+    edges.main([*arguments, "--picture", "edges.png"])
+    shown = capsys.readouterr().out.partition("mlp, pruned")[2]
+    assert shown.count("| survival, shuffled") == shown.count("| random ") == 3
+    with open("edges.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 4 + 11 * 3
+    assert all(0 <= float(line["accuracy"]) <= 1 for line in lines)
+    assert Path("edges.png").stat().st_size > 1000
+    monkeypatch.setitem(edges.JOBS, "mlp", None)
+    edges.main(arguments)
+    assert capsys.readouterr().out.partition("mlp, pruned")[2] == shown
 
 
 def test_base_nets_of_given_accuracies(table1, capsys):
