@@ -40,7 +40,7 @@ def test_targets_on_the_other_side_of_zero(inner, units):
         net[2].weight.fill_(1.3)
     X, optimizer = torch.linspace(0.1, 1, 10, dtype=torch.float64)[:, None], path_optimizer(net, inner, units=units)
     outputs, sizes = net(X).detach(), []
-    for _ in range(200):
+    for _ in range(300):
         optimizer.zero_grad()
         (net(X) + X).square().mean().backward()
         optimizer.step()
@@ -69,7 +69,7 @@ def largest_step(name, lr, n_steps, **options):
 @pytest.mark.parametrize("name", ["mlp", "average-pool"])
 @every_units
 def test_small_steps_change_the_function_by_little(units, name):
-    """A tenth of the rate makes a tenth of the change, or nearly, where weights change their signs and in new charts."""
+    """A tenth of the rate makes a tenth of the change, or nearly: where weights change their signs, in new charts."""
     lr = {"q": 0.1, "raw": 0.01}[units]
     step, small_step = largest_step(name, lr, 20, units=units), largest_step(name, lr / 10, 200, units=units)
     assert small_step < 0.4 * step and small_step < 1
