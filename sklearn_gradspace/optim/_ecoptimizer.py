@@ -50,7 +50,7 @@ class ECOptimizer(torch.optim.Optimizer):
         invariant only nearly.
     balance_every : int, default=16
         Number of steps between two sweeps of ``method="balanced"``.
-    chart_every : int, default=100
+    chart_every : int, default=10
         Number of steps after which ``method="path"`` takes another skeleton if one of its path values has become more
         than twice as large, or less than half as large, as when it was taken.
     **kwargs : dict
@@ -72,8 +72,8 @@ class ECOptimizer(torch.optim.Optimizer):
 
     Notes
     -----
-    A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, so that it never passes
-    through zero, where there are no coordinates.
+    A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, and all steps with one
+    skeleton by a factor of four, so that it never passes through zero, where there are no coordinates.
 
     On a CUDA device steps do not wait for the device, but that every `chart_every` steps ratios are looked at, and that
     gradients are checked to be finite, unless `optimizer` is ``fused``.
@@ -109,7 +109,7 @@ class ECOptimizer(torch.optim.Optimizer):
         path_penalty: float = 0.0,
         approximate: bool = False,
         balance_every: int = 16,
-        chart_every: int = 100,
+        chart_every: int = 10,
         **kwargs,
     ) -> None:
         for name, value in (("method", method), ("init", init), ("units", units)):
@@ -139,7 +139,7 @@ class ECOptimizer(torch.optim.Optimizer):
         plain = [{name: group[name] for name in group if name != "param_names"} for group in self.param_groups]
         plain = [dict(group, params=[*group["params"], *chain]) for group, chain in zip(plain, chains, strict=True)]
         self.inner = optimizer(plain, **kwargs)
-        self._space, self._starts = None, method is not None
+        self._method, self._space, self._starts = method, None, method is not None
         if method == "path":
             self._space = PathSteps(self.graph, self.inner, units == "raw", path_penalty, chart_every)
         elif method == "balanced":
@@ -217,6 +217,7 @@ class ECOptimizer(torch.optim.Optimizer):
             The state, with tensors and plain objects in it.
         """
         return super().state_dict() | {
+            "method": self._method,
             "inner": self.inner.state_dict(),
             "starts": self._starts,
             "space": None if self._space is None else self._space.state_dict(),
@@ -231,11 +232,13 @@ class ECOptimizer(torch.optim.Optimizer):
             What :meth:`state_dict` gave, for a net of the same architecture whose weights are loaded as well, before or
             afterwards.
         """
-        missing = {"inner", "starts", "space"} - state_dict.keys()
+        missing = {"method", "inner", "starts", "space"} - state_dict.keys()
         if missing:
             raise ValueError(f"this is not the state of an ECOptimizer: it lacks {sorted(missing)}.")
+        if state_dict["method"] != self._method:
+            raise ValueError(f"this is the state of method={state_dict['method']!r}; here method={self._method!r}.")
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-        if self._space is not None and state_dict["space"] is not None:
+        if self._space is not None:
             self._space.load_state_dict(state_dict["space"])
         self.inner.load_state_dict(state_dict["inner"])
         self._starts = state_dict["starts"]
