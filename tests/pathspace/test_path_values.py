@@ -73,7 +73,7 @@ def test_of_one_hidden_layer():
     assert_close(values["0.weight"], first * onward[:, None], 1e-13)
     assert_close(values["2.weight"], into * second, 1e-13)
     total = (values["0.weight"] ** 2).sum() + (values["2.weight"] ** 2).sum() - ((into * onward) ** 2).sum()
-    assert basis_path_norm(net) == pytest.approx(float(total.sqrt()), rel=1e-13)
+    assert basis_path_norm(net) == pytest.approx(total.sqrt().item(), rel=1e-13)
 
 
 def test_a_bias_is_read_from_a_constant():
@@ -88,7 +88,7 @@ def test_what_does_not_scale_is_its_own_value():
     for name, values in path_values(net).items():
         assert torch.equal(values, net.get_parameter(name))
     norm = torch.cat([p.flatten() for p in net.parameters()]).norm()
-    assert basis_path_norm(net) == pytest.approx(float(norm), rel=1e-14)
+    assert basis_path_norm(net) == pytest.approx(norm.item(), rel=1e-14)
 
 
 @pytest.mark.parametrize("name", ["mlp", "two convolutions", "residual, two blocks", "batch norm behind leaky relu"])
