@@ -183,7 +183,7 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
     init : {"auto", "keep", "skeleton", "identity"}, default="auto"
         Where training begins: at the function that `module` is made with, with all skeleton weights at 1, or with those
         at 1 and small others, next to the identity; "auto" is the last for deep nets without normalisation or
-        shortcuts, and else "keep".
+        shortcuts, unless `module` is an instance, and else "keep".
     path_penalty : float, default=0.0
         Factor of the squared norm of basis path values in the loss; for ``method="path"``.
     graph : callable, optional
