@@ -33,7 +33,7 @@ class ECOptMixin:
         lr=0.02,
         momentum=0.9,
         weight_decay=1e-3,
-        method="balanced",
+        method="path",
         init="auto",
         path_penalty=0.0,
         graph=None,
@@ -70,7 +70,7 @@ class ECOptMixin:
         return super()._validate(X, y, classes, reset)
 
     def _check_parameters(self) -> None:
-        check_choices(self, {"method": ("balanced", "path"), "init": ("auto", "keep", "skeleton")})
+        check_choices(self, {"method": ("path", "balanced"), "init": ("auto", "keep", "skeleton", "identity")})
         if not callable(self._optimizer_class):
             raise ValueError(f"optimizer={self.optimizer!r} is neither of {[*_OPTIMIZERS]} nor one of torch's classes.")
         for name in ("lr", "momentum", "weight_decay", "path_penalty"):
@@ -178,12 +178,12 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         Momentum, for inner optimizers that have one.
     weight_decay : float, default=0.001
         Weight decay of the inner optimizer.
-    method : {"balanced", "path"}, default="balanced"
-        Whether steps are made in the balanced representative of the net's class or in the values of basis paths.
-    init : {"auto", "keep", "skeleton"}, default="auto"
-        Where training begins: at the function that `module` is made with, or with all skeleton weights at 1, which is
-        near the identity; "auto" is the latter for deep nets without normalisation or shortcuts, unless `module` is an
-        instance.
+    method : {"path", "balanced"}, default="path"
+        Whether steps are made in the values of basis paths or in the balanced representative of the net's class.
+    init : {"auto", "keep", "skeleton", "identity"}, default="auto"
+        Where training begins: at the function that `module` is made with, with all skeleton weights at 1, or with those
+        at 1 and small others, next to the identity; "auto" is the last for deep nets without normalisation or
+        shortcuts, unless `module` is an instance, and else "keep".
     path_penalty : float, default=0.0
         Factor of the squared norm of basis path values in the loss; for ``method="path"``.
     graph : callable, optional
