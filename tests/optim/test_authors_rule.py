@@ -100,7 +100,7 @@ def test_step_for_step(widths):
     rule = AuthorsRule(authors, *skeleton_of(net))
     X, y = torch.rand(20, widths[0], dtype=torch.float64), torch.arange(20) % widths[-1]
     start = net(X)
-    for _ in range(30):
+    for _ in range(15):
         for model in (net, authors):
             model.zero_grad()
             loss_of(model, X, y).backward()

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from asserts import assert_close, random_state_untouched, untouched
 from optim.training import INNER, METHODS, SGD, Adam, data, loss_of, small, train
 from pathspace.cases import BY_NAME, CASES
 from pathspace.nets import Branching, mlp
-from pathspace.twins import balanced
+from pathspace.twins import balanced, graph_of
 from torch import nn
 
 from sklearn_gradspace.optim import ECOptimizer
@@ -34,8 +35,8 @@ def test_without_a_rate_the_function_stays(case, method):
     """Whatever the net; in each step there is a sweep, or the look whether a new chart is due."""
     net, (X, y) = case.net(), data(case, 12)
     expected = net(X).detach()
-    optimizer = build(net, method, lr=0.0, **{"balance_every": 1} if method == "balanced" else {"chart_every": 1})
-    train(net, optimizer, X, y, 4)
+    optimizer = build(replace(graph_of(case), module=net), method, lr=0.0, balance_every=1, chart_every=1)
+    train(net, optimizer, X, y, 3)
     assert_close(net(X), expected)
 
 

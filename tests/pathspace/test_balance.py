@@ -40,18 +40,11 @@ def test_the_function_stays(case, training):
 
 
 @every_case
-def test_twins_become_the_same(case):
-    expected, net = balanced(case), balanced(case, twin(case))
-    for mine, others in zip([*net.parameters(), *net.buffers()], [*expected.parameters(), *expected.buffers()]):
-        assert_close(mine, others, 1e-12)
-
-
-@every_case
-def test_it_is_a_fixed_point(case):
-    net = balanced(case)
-    again = balanced(case, copy.deepcopy(net))
-    for mine, others in zip(again.parameters(), net.parameters()):
-        assert_close(mine, others, 1e-12)
+def test_twins_become_the_same_and_then_stay(case):
+    expected = balanced(case)
+    for net in (balanced(case, twin(case)), balanced(case, copy.deepcopy(expected))):
+        for mine, others in zip([*net.parameters(), *net.buffers()], [*expected.parameters(), *expected.buffers()]):
+            assert_close(mine, others, 1e-12)
 
 
 @pytest.mark.parametrize("case", with_smallest_norm, ids=lambda case: case.name)
