@@ -96,7 +96,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
 
     Notes
     -----
-    Rows are streamed: memory is that of a batch, and of each entry 32 bytes in `fit` and as many in the attributes, both
+    Rows are streamed: memory is that of a batch, and of each entry 32 bytes in `fit` and as many in the attributes,
     times the number of classes with ``per_class=True``. Where a linear layer sees one vector a row, ``Σ |g|^p`` is the
     product ``(|δ|^p)ᵀ |a|^p`` of what enters the layer and what comes back to it, so that no gradient of a row is
     formed; in other layers those of a few rows are at a time. ``criterion="survival"`` forms and sorts all of them.

@@ -38,6 +38,6 @@ def by_torchs_names(net: nn.Module, given: Mapping[str, Any], what: str) -> dict
     for name, value in given.items():
         own = torchs.get(name, name)
         if own in found:
-            raise ValueError(f"{what} names one parameter twice, as {name!r} and with or without '_orig'.")
+            raise ValueError(f"{what} names the parameter {own!r} twice, with and without '_orig'.")
         found[own] = value
     return found
