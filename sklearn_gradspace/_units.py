@@ -45,21 +45,22 @@ def linear_chain(net: nn.Module, names, sample_shape: tuple[int, ...] | None = N
     """
     layers = {name: owner(net, name)[0] for name in names if name.rpartition(".")[2] == "weight"}
     layers = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
-    chain, reason = list(layers), "it has no linear layers"
-    weights = {plain_name(net, name) for name, p in net.named_parameters(remove_duplicate=False) if p.ndim > 1}
-    left_out = sorted(weights - layers.keys())
-    broken = [b for a, b in pairwise(chain) if layers[a].out_features != layers[b].in_features]
-    if left_out:
-        reason = f"{left_out[0]!r} is no linear layer's, is shared, or was left out of the importances"
-    elif broken:
-        reason = f"{broken[0]!r} does not take what comes before it"
-    elif chain and sample_shape is not None:
-        reason = _bypass(net, layers, sample_shape)
-    elif chain:
-        reason = None
+    reason = _misfit(net, layers) or (None if sample_shape is None else _bypass(net, layers, sample_shape))
     if reason:
         raise ValueError(f"a graph needs a net of linear layers, one after the other; of this one {reason}.")
-    return chain
+    return list(layers)
+
+
+def _misfit(net: nn.Module, layers: dict[str, nn.Linear]) -> str | None:
+    """Return which weight of a net is none of its layers', or does not fit the layer before; None if all are well."""
+    weights = {plain_name(net, name) for name, p in net.named_parameters(remove_duplicate=False) if p.ndim > 1}
+    left_out = sorted(weights - layers.keys())
+    if left_out:
+        return f"{left_out[0]!r} is no linear layer's, is shared, or was left out of the importances"
+    broken = [b for a, b in pairwise(layers) if layers[a].out_features != layers[b].in_features]
+    if broken:
+        return f"{broken[0]!r} does not take what comes before it"
+    return None if layers else "nothing is a linear layer"
 
 
 def _bypass(net: nn.Module, layers: dict[str, nn.Linear], sample_shape: tuple[int, ...]) -> str | None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from asserts import as_array, assert_close, random_state_untouched, untouched
 from cases import BY_NAME
+from skorch import NeuralNetClassifier
 from torch import nn
 
 from sklearn_gradspace import EdgeImportance, finetune, prune
@@ -191,6 +192,10 @@ def test_errors_say_what_to_do():
     returns_tuple = BY_NAME["returns a tuple"].net()
     with pytest.raises(ValueError, match="net must return logits of shape"):
         finetune(returns_tuple, X, y, {"body.weight": np.ones((5, 6), bool)})
+    with_softmax = nn.Sequential(nn.Linear(6, 3), nn.Softmax(1))
+    with_softmax = NeuralNetClassifier(with_softmax, max_epochs=1, train_split=None, verbose=0)
+    with pytest.raises(ValueError, match="criterion NLLLoss"):
+        finetune(with_softmax.fit(X.astype(np.float32), y), X, y, {"0.weight": np.ones((3, 6), bool)})
     normalised = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     with pytest.raises(ValueError, match="iterator_train__drop_last=True"):
         finetune(normalised, X, y, mask, update_statistics=True, batch_size=4)

@@ -373,6 +373,14 @@ def test_labels_of_a_plain_skorch_net_are_numbers_of_outputs():
         EdgeImportance(net).fit(X, np.arange(60) % 7)
 
 
+def test_predicted_classes_need_a_name_for_every_output():
+    X = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    net = NetClassifier(MLP(6, 5), max_epochs=1, random_state=0).fit(X, np.arange(20) % 2)
+    with pytest.raises(ValueError, match="5 labels and knows the names of 2: pass y"):
+        EdgeImportance(net, per_class=True).fit(X)
+    assert EdgeImportance(net, per_class=True).fit(X, np.arange(20) % 2).classes_.tolist() == [0, 1]
+
+
 def test_a_class_without_rows_has_no_importances():
     X, y = np.random.default_rng(0).normal(size=(30, 6)), np.arange(30) % 2
     found = EdgeImportance(BY_NAME["mlp of three layers"].net(), per_class=True).fit(X, y)
