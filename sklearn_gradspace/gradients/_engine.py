@@ -30,6 +30,7 @@ DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 
 # Gradients that are made, and worked on, at a time: what a CPU's cache holds, what is worth a launch elsewhere.
 CACHE_BYTES = 2**24
+_PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
 _SWITCHING = RLock()  # torch's switches for TF32 are the process's; a device's work is in one queue anyway
@@ -258,7 +259,7 @@ class GradientEngine:
 
     def part_rows(self, k: int) -> int:
         """Return of how many rows the gradients of `k` scalars each are made at a time."""
-        at_once = CACHE_BYTES if self.device.type == "cpu" else _PART_BYTES_ELSEWHERE
+        at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
         return max(1, at_once // (k * self._gradient_bytes))
 
     def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
