@@ -73,10 +73,16 @@ def trained_module(net) -> nn.Module | None:
     return net if isinstance(net, nn.Module) else None
 
 
-def trained_classes(net) -> np.ndarray | None:
-    """Return the class labels that a fitted skorch net knows, or None where that is not known."""
+def trained_classes(net, n_labels: int) -> np.ndarray | None:
+    """Return the labels that the outputs of a fitted skorch net stand for, or None where that is not known.
+
+    A net of skorch itself encodes nothing: a label is the number of an output, though `classes_` lists those it saw.
+    """
     net = net.estimator if isinstance(net, FrozenEstimator) else net
-    return getattr(net, "classes_", None) if isinstance(net, NeuralNet) else None
+    classes = getattr(net, "classes_", None) if isinstance(net, NeuralNet) else None
+    if classes is None or isinstance(net, NetClassifier) or len(classes) == n_labels:
+        return classes
+    return np.arange(n_labels)
 
 
 def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) -> nn.Module:
@@ -87,7 +93,7 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("net is a ScriptModule, whose layers cannot be looked into: pass the module it was made from.")
     if module is not None:
-        _check_returns_logits(net)
+        check_returns_logits(net)
         return module
     if isinstance(net, FrozenEstimator) and not isinstance(net.estimator, NeuralNet):
         raise TypeError(f"net must hold a torch Module or a skorch net, not a {type(net.estimator).__name__}.")
@@ -109,11 +115,12 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
     module = trained_module(returned)
     if module is None:
         raise TypeError("the callable net(X, y) must return a torch Module or a fitted skorch net.")
-    _check_returns_logits(returned)
+    check_returns_logits(returned)
     return module
 
 
-def _check_returns_logits(net) -> None:
+def check_returns_logits(net) -> None:
+    """Raise ValueError for a skorch net whose criterion takes probabilities."""
     net = net.estimator if isinstance(net, FrozenEstimator) else net
     if isinstance(net, NeuralNet) and isinstance(net.criterion_, nn.NLLLoss):
         raise ValueError(

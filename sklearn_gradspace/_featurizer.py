@@ -4,7 +4,7 @@ Samples of any rank that the net takes enter; a matrix of shape (n_samples, n_la
 sparse. Daróczy, Aleksziew and Benczúr, arXiv:1807.06630.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from .gradients import (
     ScaleStatistics,
     Whitening,
     as_mask,
+    by_torchs_names,
     over_batches,
 )
 
@@ -228,7 +229,9 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
         )
         self._check_labels(y, engine.n_labels)
-        mask = as_mask(self.edges, engine.blocks)
+        by_name = isinstance(self.edges, Mapping)
+        edges = by_torchs_names(self.module_, self.edges, "edges") if by_name else self.edges
+        mask = as_mask(edges, engine.blocks)
         unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels, mask=mask)
         unscaled = replace(unscaled, batch_size=self._batch_size(unscaled))
         scaler = None if self.scale is None else self._fit_scaler(unscaled, X)
@@ -383,7 +386,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         if type_of_target(y) not in ("binary", "multiclass"):
             return
         labels = np.unique(y)
-        known = trained_classes(self.net)
+        known = trained_classes(self.net, n_labels)
         unknown = np.setdiff1d(labels, known) if known is not None else labels[n_labels:]
         if len(unknown):
             raise ValueError(

@@ -3,7 +3,7 @@
 A featurizer enters; an error that says what to do leaves where a parameter, by itself or beside another, means nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from numbers import Integral, Real
 
 import numpy as np
@@ -17,10 +17,6 @@ _LABELS = ("all", "predicted")
 
 def check_parameters(featurizer) -> None:
     """Raise an error that names the first parameter of a GradientFeaturizer that means nothing."""
-    if not isinstance(featurizer.percentile, Real) or not 0 < featurizer.percentile <= 100:
-        raise ValueError(
-            f"percentile={featurizer.percentile!r} is not in (0, 100]: it is the percentage of entries kept."
-        )
     choices = {
         "scale": (*SCALES, *FISHER_SCALES),
         "selection": SELECTIONS,
@@ -30,6 +26,7 @@ def check_parameters(featurizer) -> None:
         "labels": _LABELS,
     }
     check_choices(featurizer, choices)
+    check_gradient_parameters(featurizer)
     if featurizer.labels == "predicted" and callable(featurizer.scalar):
         raise ValueError(
             "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
@@ -40,8 +37,6 @@ def check_parameters(featurizer) -> None:
             f"scale={featurizer.scale!r} needs scalar='cross_entropy' or 'log_probability': its expectation is over "
             "labels, by their probabilities."
         )
-    if featurizer.net_output is not None and not callable(featurizer.net_output):
-        raise TypeError("net_output is neither None nor a function that takes what the net returns.")
     if featurizer.power is not None and not (isinstance(featurizer.power, Real) and 0 < featurizer.power < np.inf):
         raise ValueError(f"power={featurizer.power!r} is neither a positive number nor None.")
     projection = featurizer.projection
@@ -51,10 +46,6 @@ def check_parameters(featurizer) -> None:
         raise ValueError(
             f"projection={projection!r} is neither a positive number of dimensions, a share in (0, 1), nor None."
         )
-    if featurizer.batch_size != "auto" and not (
-        isinstance(featurizer.batch_size, Integral) and featurizer.batch_size > 0
-    ):
-        raise ValueError(f"batch_size={featurizer.batch_size!r} is neither a positive integer nor 'auto'.")
     if featurizer.augment is not None and not callable(featurizer.augment):
         raise TypeError(f"augment={featurizer.augment!r} is neither None nor a function of rows and a NumPy generator.")
     if featurizer.augment is not None and featurizer.output != "lazy":
@@ -62,12 +53,23 @@ def check_parameters(featurizer) -> None:
             f"augment needs output='lazy': with output={featurizer.output!r} features are computed once. Leave augment "
             "out, or transform augmented rows."
         )
-    check_device(featurizer.device)
+
+
+def check_gradient_parameters(estimator) -> None:
+    """Raise an error for what means nothing among the parameters of every estimator that selects gradients."""
+    percentile, size = estimator.percentile, estimator.batch_size
+    if not isinstance(percentile, Real) or not 0 < percentile <= 100:
+        raise ValueError(f"percentile={percentile!r} is not in (0, 100]: it is the percentage of entries kept.")
+    if size != "auto" and (not isinstance(size, Integral) or isinstance(size, bool) or size < 1):
+        raise ValueError(f"batch_size={size!r} is neither a positive integer nor 'auto'.")
+    if estimator.net_output is not None and not callable(estimator.net_output):
+        raise TypeError("net_output is neither None nor a function that takes what the net returns.")
+    check_device(estimator.device)
 
 
 def check_choices(estimator, choices: Mapping[str, tuple]) -> None:
     """Raise ValueError where a parameter is none of its choices; `scalar` may be a function as well."""
     for name, values in choices.items():
         value = getattr(estimator, name)
-        if not (name == "scalar" and callable(value)) and value not in values:
+        if not (name == "scalar" and callable(value)) and (not isinstance(value, Hashable) or value not in values):
             raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")

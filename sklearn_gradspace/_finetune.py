@@ -12,15 +12,14 @@ from sklearn.utils import check_X_y
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.utils.prune import BasePruningMethod
 
-from ._base_net import as_array, trained_classes
+from ._base_net import as_array, check_returns_logits, trained_classes
 from ._importance_checks import class_codes
 from ._net_classifier import NetClassifier
-from ._prune import checked_mask, module_of
+from ._prune import checked_mask, mask_weights, module_of
 from ._rows import RowDataset
 from ._skorch_sklearn import check_device
-from .gradients import own_copy, two_logits
+from .gradients import as_table, check_finite, own_copy, two_logits
 
 
 def finetune(
@@ -51,7 +50,8 @@ def finetune(
     y : array-like of shape (n_samples,)
         Class labels: those that a skorch net knows, as many as the net has outputs, or numbers from 0 on.
     mask : dict of str to bool array or Tensor of the parameter's shape
-        Which entries to train, as of :meth:`EdgeImportance.mask`. Parameters that it leaves out are not trained.
+        Which entries to train, as of :meth:`EdgeImportance.mask`, of frozen parameters as well. Parameters that it
+        leaves out are not trained.
     lr : float, default=1e-3
         Learning rate.
     max_epochs : int, default=5
@@ -89,16 +89,20 @@ def finetune(
     [[True, False], [False, False]]
     """
     check_device(device)
+    fixed = {"module", "classes", "class_weight", "dataset"} & kwargs.keys()
+    if fixed:
+        raise TypeError(f"finetune takes no {', '.join(sorted(fixed))}; criterion__weight=tensor(...) weighs classes.")
     tuned = own_copy(module_of(net))
+    check_returns_logits(net)
     mask = {name: entries for name, entries in checked_mask(tuned, mask).items() if entries.any()}
     if not mask:
         raise ValueError("mask chooses no entry of any parameter: at least one has to be True.")
     home = tuned.get_parameter(next(iter(mask))).device
     X, y = check_X_y(as_array(X), as_array(y), dtype="numeric", allow_nd=True, estimator="finetune")
     device = home if device is None else torch.device(device)
-    chosen = ChosenEntries(tuned.to(device), {name: m.to(device) for name, m in mask.items()}, net_output)
-    chosen.update_statistics = update_statistics
-    n_labels = chosen.n_labels(X[:1])
+    mask = {name: entries.to(device) for name, entries in mask.items()}
+    chosen = ChosenEntries(tuned.to(device), mask, net_output, update_statistics)
+    X, n_labels = _as_taken(chosen, X)
     trainer = _Trainer(
         chosen,
         classes=np.arange(n_labels),
@@ -111,8 +115,28 @@ def finetune(
         random_state=random_state,
         **kwargs,
     )
-    trainer.fit(RowDataset(X, class_codes(trained_classes(net), y, n_labels)[1]))
+    codes = class_codes(trained_classes(net, n_labels), y, n_labels)[1]
+    try:
+        trainer.fit(RowDataset(X, codes))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "update_statistics=True needs more than one row in each batch: iterator_train__drop_last=True leaves a "
+            "smaller last batch out."
+        ) from error
     return chosen.finished().to(home)
+
+
+def _as_taken(chosen: "ChosenEntries", X: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return rows as the net takes them, as floats or else as indices, and the number of its labels."""
+    dtypes = [X.dtype if X.dtype.kind == "f" else np.float64, *([np.int64] if X.dtype.kind in "iu" else [])]
+    for dtype in dtypes:
+        try:
+            return X.astype(dtype, copy=False), chosen.n_labels(X[:1].astype(dtype))
+        except RuntimeError:
+            if dtype == dtypes[-1]:
+                raise
 
 
 class ChosenEntries(nn.Module):
@@ -126,12 +150,19 @@ class ChosenEntries(nn.Module):
         Which entries of which parameters.
     output : callable, optional
         Picks the logits from what the net returns.
+    update_statistics : bool, default=False
+        Whether normalisation layers are in training mode with the net.
     """
 
-    update_statistics = False
-
-    def __init__(self, net: nn.Module, mask: dict[str, Tensor], output: Callable | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        mask: dict[str, Tensor],
+        output: Callable | None = None,
+        update_statistics: bool = False,
+    ) -> None:
         super().__init__()
+        self.update_statistics = update_statistics
         self._required = {name: p.requires_grad for name, p in net.named_parameters()}
         self._modes = [module.training for module in net.modules()]
         self.net, self.output = net.requires_grad_(False), output
@@ -159,14 +190,13 @@ class ChosenEntries(nn.Module):
     def forward(self, X: Tensor) -> Tensor:
         """Return logits of shape (n, n_classes), two where the net has one for the second of two labels."""
         returned = functional_call(self.net, self.parameters_now(), (X,))
-        logits = returned if self.output is None else self.output(returned)
-        return two_logits(logits.unsqueeze(1) if logits.ndim == 1 else logits)
+        return two_logits(as_table(returned if self.output is None else self.output(returned), len(X)))
 
     @torch.no_grad()
     def n_labels(self, X: np.ndarray) -> int:
         """Return the number of logits of a row."""
-        X = torch.from_numpy(X).to(self.entries.device)
-        return self.eval()(X.to(self.entries.dtype) if X.is_floating_point() else X).shape[1]
+        X = torch.tensor(X, device=self.entries.device)
+        return check_finite(self.eval()(X.to(self.entries.dtype) if X.is_floating_point() else X)).shape[1]
 
     @torch.no_grad()
     def finished(self) -> nn.Module:
@@ -175,9 +205,7 @@ class ChosenEntries(nn.Module):
             self.net.get_parameter(name).copy_(value)
         for module, mode in zip(self.net.modules(), self._modes):
             module.training = mode
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(hook, BasePruningMethod):
-                    hook(module, None)  # the masked weight, which torch makes anew in each forward pass
+        mask_weights(self.net)
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(self._required[name])
         return self.net

@@ -156,7 +156,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds only one class, {self.classes_.item()!r}; a classifier needs two at least.")
-        known = trained_classes(self.net)
+        known = trained_classes(self.net, label_probabilities(self.gram_.outputs(X[:1])).shape[1])
         unknown = np.setdiff1d(self.classes_, self.classes_ if known is None else known)
         if self.base_output and (len(unknown) or (known is not None and not np.array_equal(known, np.unique(known)))):
             raise ValueError(

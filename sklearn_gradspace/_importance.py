@@ -8,14 +8,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from ._base_net import BaseNetMixin, as_array, resolve_net, trained_classes
-from ._importance_checks import check_parameters, class_codes, warn_of_one_row
+from ._base_net import BaseNetMixin, trained_classes
+from ._importance_checks import check_parameters, class_codes, rank_correlation, warn_of_one_row
 from ._units import unit_sums
 from .gradients import (
     GradientEngine,
@@ -23,6 +22,8 @@ from .gradients import (
     ScoreMoments,
     add_powers,
     add_survivals,
+    masked_weight,
+    plain_name,
     predicted_labels,
     views,
 )
@@ -32,7 +33,7 @@ _ENOUGH_BYTES = 2**26  # of a pass through the net, from which larger batches ar
 
 
 class EdgeImportance(BaseNetMixin, BaseEstimator):
-    """Importance of every weight of a trained net, by its per-sample gradients.
+    """Importance of every weight of a trained classifier net, by its per-sample gradients.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         change of the loss, to first order, if the weight were 0. It is the same in nets that differ by a positive
         rescaling of ReLU units. "gradient": ``|g|``. "fisher": ``g²``, the diagonal of the Fisher information.
         "magnitude": ``|w|``, which no data enter. "survival": whether g survives the selection of
-        :class:`GradientFeaturizer`, so that GradNet sees it.
+        :class:`GradientFeaturizer`; with ``labels="all"`` it is what GradNet sees.
     labels : {"auto", "true", "predicted", "sampled", "expected", "all"}, default="auto"
         Which label's loss is differentiated. "true": that of `y`. "predicted": the net's own. "sampled": one that is
         drawn from the probabilities of the net. "expected": all of them, each counting by its probability; with
@@ -69,7 +70,8 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
     ----------
     importances_ : dict of str to ndarray
         The mean score of every entry, in float64, by the name of its parameter and of the parameter's shape. A shared
-        parameter is there once, under its first name, with the gradients of all its uses added up.
+        parameter is there once, under its first name, with the gradients of all its uses added up. In a pruned net
+        parameters keep the names that they had, and what is pruned away counts as 0.
     standard_errors_ : dict of str to ndarray
         The standard error of these means, rows being drawn at random; NaN for a single row.
     unit_importances_ : dict of str to ndarray of shape (n_units,)
@@ -94,10 +96,10 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
 
     Notes
     -----
-    Rows are streamed: memory is that of a batch, and 32 bytes for each entry, times the number of classes with
-    ``per_class=True``. Where a linear layer sees one vector a row, ``Σ |g|^p`` is the product ``(|δ|^p)ᵀ |a|^p`` of
-    what enters the layer and what comes back to it, so that no gradient of a row is formed; in other layers those of a
-    few rows are at a time. ``criterion="survival"`` forms and sorts all of them.
+    Rows are streamed: memory is that of a batch, and of each entry 32 bytes in `fit` and as many in the attributes,
+    times the number of classes with ``per_class=True``. Where a linear layer sees one vector a row, ``Σ |g|^p`` is the
+    product ``(|δ|^p)ᵀ |a|^p`` of what enters the layer and what comes back to it, so that no gradient of a row is
+    formed; in other layers those of a few rows are at a time. ``criterion="survival"`` forms and sorts all of them.
 
     References
     ----------
@@ -158,22 +160,23 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
             The fitted estimator.
         """
         check_parameters(self, y)
-        X = as_array(X)
-        if y is None:
-            X = validate_data(self, X, dtype="numeric", allow_nd=True)
-        else:
-            X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
-        self.sample_shape_, self.n_samples_seen_ = X.shape[1:], len(X)
-        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
+        for of_another_fit in ("classes_", "class_importances_", "class_standard_errors_"):
+            vars(self).pop(of_another_fit, None)
+        X, y = self._fit_net(X, y)
+        self.n_samples_seen_ = len(X)
         engine = GradientEngine(self.module_, X, self.layers, self.device, output=self.net_output)
-        self.engine_report_, self._blocks = engine.rules, engine.blocks
+        self.engine_report_ = engine.rules
         labels = ("expected" if y is None else "true") if self.labels == "auto" else self.labels
         codes = None
         if self.per_class or labels == "true":
-            self.classes_, codes = class_codes(trained_classes(self.net), y, engine.n_labels)
-        moments = self._moments(engine, X, labels, codes)
+            self.classes_, codes = class_codes(trained_classes(self.net, engine.n_labels), y, engine.n_labels)
         warn_of_one_row(len(X), self.criterion)
-        self._set_importances(moments)
+        if self.criterion == "magnitude":
+            values = {plain_name(self.module_, b.name): self._magnitude(b.name) for b in engine.blocks}
+            self.standard_errors_ = {name: np.zeros_like(v) for name, v in values.items()}
+            self._set_importances(values, (values, values))
+        else:
+            self._set_means(engine.blocks, self._moments(engine, X, labels, codes))
         return self
 
     def _moments(self, engine: GradientEngine, X: np.ndarray, labels: str, codes: np.ndarray | None) -> ScoreMoments:
@@ -187,63 +190,58 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         else:
             add = partial(add_survivals, moments, GradientFeatures(engine, self.percentile))
         size = self._batch_size(engine, engine.n_labels if several else 1)
-        for start in range(0, len(X) if self.criterion != "magnitude" else 0, size):
+        looks = labels in ("sampled", "expected") or (self.per_class and codes is None)
+        for start in range(0, len(X), size):
             rows = slice(start, start + size)
             batch, y = X[rows], None if codes is None else torch.from_numpy(codes[rows]).to(engine.device)
+            outputs = engine.outputs(batch) if looks else None
             groups = torch.arange(start, start + len(batch), device=engine.device) % 2
             if self.per_class:
-                of_class = predicted_labels("cross_entropy", engine.outputs(batch)) if y is None else y
-                groups = 2 * of_class + groups
-            add(X=batch, of=views(engine, batch, labels, y, uniform[rows]), groups=groups)
+                groups += 2 * (predicted_labels("cross_entropy", outputs) if y is None else y)
+            add(X=batch, of=views(engine, outputs, labels, y, uniform[rows], len(batch)), groups=groups)
         return moments
 
-    def _set_importances(self, moments: ScoreMoments) -> None:
-        magnitudes = {b.name: self._weight(b.name).abs().double() for b in self._blocks}
+    def _set_means(self, blocks, moments: ScoreMoments) -> None:
+        """Set importances to the means of scores, times magnitudes where the score is the sensitivity."""
+        names = {block.name: plain_name(self.module_, block.name) for block in blocks}
+        factors = {name: self._magnitude(name) if self.criterion == "sensitivity" else 1.0 for name in names}
 
-        def found(groups, statistic):
-            values = {}
-            for name, magnitude in magnitudes.items():
-                if self.criterion == "magnitude":
-                    value = magnitude if statistic == "mean" else torch.zeros_like(magnitude)
-                else:
-                    value = getattr(moments, statistic)(name, groups).to(magnitude.device)
-                    value = value * magnitude if self.criterion == "sensitivity" else value
-                values[name] = value.cpu().numpy()
-            return values
+        def found(statistic, groups):
+            return {plain: statistic(name, groups).cpu().numpy() * factors[name] for name, plain in names.items()}
 
         n_groups = len(moments.counts)
-        self.importances_ = found(range(n_groups), "mean")
-        self._check_finite()
-        self.standard_errors_ = found(range(n_groups), "standard_error")
-        self._halves = [found(range(half, n_groups, 2), "mean") for half in (0, 1)]
-        self.unit_importances_ = {n: unit_sums(self.module_, n, values) for n, values in self.importances_.items()}
-        self.layer_importances_ = {}
-        for block in self._blocks:
-            total = self.layer_importances_.get(block.layer, 0.0)
-            self.layer_importances_[block.layer] = total + float(self.importances_[block.name].sum())
+        self.standard_errors_ = found(moments.standard_error, range(n_groups))
+        halves = [found(moments.mean, range(half, n_groups, 2)) for half in (0, 1)]
+        self._set_importances(found(moments.mean, range(n_groups)), halves)
         if self.per_class:
-            pairs = [(2 * c, 2 * c + 1) for c in range(len(self.classes_))]
-            for attribute, statistic in (("class_importances_", "mean"), ("class_standard_errors_", "standard_error")):
-                by_class = [found(pair, statistic) for pair in pairs]
-                setattr(self, attribute, {name: np.stack([of[name] for of in by_class]) for name in magnitudes})
+            pairs = [(c, c + 1) for c in range(0, n_groups, 2)]
+            means, errors = ([found(of, pair) for pair in pairs] for of in (moments.mean, moments.standard_error))
+            self.class_importances_ = {name: np.stack([of[name] for of in means]) for name in means[0]}
+            self.class_standard_errors_ = {name: np.stack([of[name] for of in errors]) for name in means[0]}
+
+    def _set_importances(self, values: dict[str, np.ndarray], halves) -> None:
+        for name, of_parameter in values.items():
+            if not np.isfinite(of_parameter).all():
+                raise ValueError(
+                    f"importances of {name!r} are not finite: outputs of net, or gradients, are NaN or overflow. Look "
+                    "at the outputs of net for these rows."
+                )
+        self.importances_, self._halves = values, halves
+        self.unit_importances_ = {name: unit_sums(self.module_, name, v) for name, v in values.items()}
+        self.layer_importances_ = {}
+        for name, of_parameter in values.items():
+            layer = name.rpartition(".")[0]
+            self.layer_importances_[layer] = self.layer_importances_.get(layer, 0.0) + float(of_parameter.sum())
+
+    def _magnitude(self, name: str) -> np.ndarray:
+        return masked_weight(self.module_, plain_name(self.module_, name)).abs().double().cpu().numpy()
 
     @property
     def stability_(self):
         """Rank correlation of importances from even and from odd rows."""
         if not hasattr(self, "_halves"):
             raise AttributeError("EdgeImportance has no attribute 'stability_' before fit")
-        return _rank_correlation(*self._halves)
-
-    def _check_finite(self) -> None:
-        for name, values in self.importances_.items():
-            if not np.isfinite(values).all():
-                raise ValueError(
-                    f"importances of {name!r} are not finite: outputs of net, or gradients, are NaN or overflow. Look "
-                    "at the outputs of net for these rows."
-                )
-
-    def _weight(self, name: str) -> torch.Tensor:
-        return self.module_.get_parameter(name).detach()
+        return rank_correlation(*self._halves)
 
     def _batch_size(self, engine: GradientEngine, k: int) -> int:
         if self.batch_size != "auto":
@@ -258,8 +256,8 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         Parameters
         ----------
         keep : float in (0, 1], default=0.1
-            The share of entries to choose: of n entries ``round(keep * n)`` are, at least one. Of equal ones the first
-            are.
+            The share of entries to choose: of n entries, of a pruned net all that it had, ``round(keep * n)`` are, at
+            least one. Of equal ones, such as many zeros, the first are.
         scope : {"global", "layer"}, default="global"
             Whether entries of all parameters compete, or those of each parameter by themselves.
         label : object, optional
@@ -270,12 +268,11 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         mask : dict of str to Tensor of bool
             By the name of a parameter, of its shape: for :func:`prune`, :func:`finetune` and `GradientFeaturizer`.
         """
-        check_is_fitted(self, "importances_")
+        importances = importances_of(self, label)
         if isinstance(keep, bool) or not isinstance(keep, (int, float, np.number)) or not 0 < keep <= 1:
             raise ValueError(f"keep={keep!r} is not in (0, 1]: it is the share of entries that are chosen.")
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is neither 'global' nor 'layer'.")
-        importances = self.importances_ if label is None else self.importances_of(label)
         groups = [list(importances)] if scope == "global" else [[name] for name in importances]
         chosen = {}
         for names in groups:
@@ -300,12 +297,15 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
             As `importances_`.
         """
         check_is_fitted(self, "importances_")
-        if not self.per_class:
+        if not hasattr(self, "class_importances_"):
             raise ValueError("label needs importances by class: fit with per_class=True.")
-        places = np.flatnonzero(self.classes_ == label)
+        places = np.flatnonzero(self.classes_ == label) if np.ndim(label) == 0 else []
         if not len(places):
             raise ValueError(f"label={label!r} is none of the classes {self.classes_[:10].tolist()}.")
-        return {name: values[places[0]] for name, values in self.class_importances_.items()}
+        found = {name: values[places[0]] for name, values in self.class_importances_.items()}
+        if any(np.isnan(values).any() for values in found.values()):
+            raise ValueError(f"label={label!r} has no rows in the data of fit, and so no importances.")
+        return found
 
     def rank_correlation(self, other):
         """Return Spearman's rank correlation with other importances of the same entries.
@@ -320,12 +320,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         correlation : float
             From -1 to 1; NaN where all importances are equal.
         """
-        check_is_fitted(self, "importances_")
-        other = other if isinstance(other, Mapping) else other.importances_
-        shapes, others = ({name: np.shape(v) for name, v in of.items()} for of in (self.importances_, other))
-        if shapes != others:
-            raise ValueError(f"other has importances of {others}; these are of {shapes}.")
-        return _rank_correlation(self.importances_, {name: other[name] for name in shapes})
+        return rank_correlation(importances_of(self), importances_of(other))
 
     def to_frame(self):
         """Return a table of all entries, the most important first.
@@ -343,7 +338,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
                 {
                     "parameter": name,
                     "index": list(np.ndindex(values.shape)),
-                    "weight": self._weight(name).cpu().numpy().ravel(),
+                    "weight": masked_weight(self.module_, name).cpu().numpy().ravel(),
                     "importance": values.ravel(),
                     "standard_error": self.standard_errors_[name].ravel(),
                 }
@@ -355,8 +350,11 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         )
 
 
-def _rank_correlation(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> float:
-    a, b = (np.concatenate([np.ravel(values) for values in of.values()]) for of in (some, others))
-    if np.isnan(a).any() or np.isnan(b).any() or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(spearmanr(a, b).statistic)
+def importances_of(of, label=None) -> Mapping[str, np.ndarray]:
+    """Return the importances that a fitted EdgeImportance has, those of a class where it has them, or a dict itself."""
+    if isinstance(of, Mapping):
+        return of
+    if not isinstance(of, EdgeImportance):
+        raise TypeError(f"importances are those of a fitted EdgeImportance or a dict, not of a {type(of).__name__}.")
+    check_is_fitted(of, "importances_")
+    return of.importances_ if label is None else of.importances_of(label)

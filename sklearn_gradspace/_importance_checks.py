@@ -4,13 +4,14 @@ An estimator and labels enter; numbers of classes leave, or an error that says w
 """
 
 import warnings
-from numbers import Integral, Real
+from collections.abc import Mapping
 
 import numpy as np
+from scipy.stats import spearmanr
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
-from ._skorch_sklearn import check_device
+from ._featurizer_checks import check_choices, check_gradient_parameters
 from .gradients import VIEWS
 
 CRITERIA = ("sensitivity", "gradient", "fisher", "magnitude", "survival")
@@ -18,24 +19,14 @@ CRITERIA = ("sensitivity", "gradient", "fisher", "magnitude", "survival")
 
 def check_parameters(importance, y) -> None:
     """Raise an error that names the first parameter of an EdgeImportance that means nothing."""
-    for name, values in {"criterion": CRITERIA, "labels": ("auto", *VIEWS), "per_class": (True, False)}.items():
-        value = getattr(importance, name)
-        if value not in values:
-            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
-    percentile, size = importance.percentile, importance.batch_size
-    if not isinstance(percentile, Real) or not 0 < percentile <= 100:
-        raise ValueError(f"percentile={percentile!r} is not in (0, 100]: it is the percentage of entries that survive.")
-    if size != "auto" and (not isinstance(size, Integral) or isinstance(size, bool) or size < 1):
-        raise ValueError(f"batch_size={size!r} is neither a positive integer nor 'auto'.")
-    if importance.net_output is not None and not callable(importance.net_output):
-        raise TypeError("net_output is neither None nor a function that takes what the net returns.")
+    check_choices(importance, {"criterion": CRITERIA, "labels": ("auto", *VIEWS), "per_class": (True, False)})
+    check_gradient_parameters(importance)
     if importance.labels == "true" and y is None:
         raise ValueError(
             "labels='true' requires y to be passed, but the target y is None. Pass labels, or use labels='expected'."
         )
     if importance.criterion == "magnitude" and importance.per_class:
         raise ValueError("criterion='magnitude' knows no classes, since no data enter it: use per_class=False.")
-    check_device(importance.device)
 
 
 def class_codes(known: np.ndarray | None, y, n_labels: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -51,6 +42,8 @@ def class_codes(known: np.ndarray | None, y, n_labels: int) -> tuple[np.ndarray,
         classes = np.unique(y) if classes is None and len(np.unique(y)) == n_labels else classes
     classes = np.arange(n_labels) if classes is None else np.asarray(classes)
     if y is None:
+        if len(classes) != n_labels:
+            raise ValueError(f"net has {n_labels} labels and knows the names of {len(classes)}: pass y.")
         return classes, None
     order = np.argsort(classes)
     unknown = np.setdiff1d(y, classes)
@@ -66,3 +59,14 @@ def warn_of_one_row(n: int, score: str) -> None:
     """Warn that a single row has no standard error."""
     if n == 1 and score != "magnitude":
         warnings.warn("X has a single row: standard errors and stability_ are NaN.", UserWarning, stacklevel=3)
+
+
+def rank_correlation(some: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]) -> float:
+    """Return Spearman's rank correlation of two importances of the same entries; NaN where all of one are equal."""
+    shapes = [{name: np.shape(values) for name, values in of.items()} for of in (some, others)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"other has importances of {shapes[1]}; these are of {shapes[0]}.")
+    a, b = (np.concatenate([np.ravel(of[name]) for name in some]) for of in (some, others))
+    if np.isnan(a).any() or np.isnan(b).any() or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(spearmanr(a, b).statistic)

@@ -3,11 +3,9 @@
 A fitted EdgeImportance enters; a drawing on matplotlib's axes leaves.
 """
 
-from collections.abc import Mapping
-
-from sklearn.utils.validation import check_is_fitted
-
+from ._importance import importances_of
 from ._importance_drawings import DRAWINGS
+from .gradients import masked_weight
 
 
 class EdgeImportanceDisplay:
@@ -25,12 +23,14 @@ class EdgeImportanceDisplay:
         What to draw.
     other : dict of str to ndarray, optional
         Other importances of the same entries, for ``kind="agreement"``.
-    rank_correlation : float, optional
-        Between the two.
     name, other_name : str, optional
         What the two are called.
     image_shape : (int, int), optional
         Height and width of samples that are images.
+    sample_shape : tuple of int, optional
+        Shape of a sample, with which ``kind="graph"`` makes sure that the net is a chain of layers.
+    classes : array-like of shape (n_classes,), optional
+        What the outputs of a graph are called.
 
     Attributes
     ----------
@@ -60,23 +60,37 @@ class EdgeImportanceDisplay:
         *,
         kind="layers",
         other=None,
-        rank_correlation=None,
         name=None,
         other_name=None,
         image_shape=None,
+        sample_shape=None,
+        classes=None,
     ):
         self.net = net
         self.importances = importances
         self.weights = weights
         self.kind = kind
         self.other = other
-        self.rank_correlation = rank_correlation
         self.name = name
         self.other_name = other_name
         self.image_shape = image_shape
+        self.sample_shape = sample_shape
+        self.classes = classes
 
     @classmethod
-    def from_estimator(cls, estimator, *, kind="layers", other=None, label=None, image_shape=None, ax=None, **kwargs):
+    def from_estimator(
+        cls,
+        estimator,
+        *,
+        kind="layers",
+        other=None,
+        label=None,
+        name=None,
+        other_name=None,
+        image_shape=None,
+        ax=None,
+        **kwargs,
+    ):
         """Draw the importances of a fitted estimator.
 
         Parameters
@@ -84,13 +98,16 @@ class EdgeImportanceDisplay:
         estimator : EdgeImportance
             Fitted.
         kind : {"layers", "graph", "filters", "agreement"}, default="layers"
-            "layers": each parameter's share of the importance, as bars. "graph": a net of linear layers, with the
-            strongest edges. "filters": the filters of a convolution, or of a linear layer on images, the most important
-            first. "agreement": the entries by two scores.
+            "layers": each parameter's share of the importance, as bars. "graph": the strongest edges of a net of linear
+            layers, one after the other; other nets are refused. "filters": the filters of a convolution, or of a linear
+            layer on images, the most important first. "agreement": the entries by two scores.
         other : EdgeImportance or dict of str to ndarray, optional
             What to compare with, for ``kind="agreement"``.
         label : object, optional
-            A class, whose importances are drawn; it needs ``per_class=True``.
+            A class, whose importances are drawn; it needs ``per_class=True``. Those of `other` are of that class as
+            well if it has them by class.
+        name, other_name : str, optional
+            What the two are called; by default by their criterion.
         image_shape : (int, int), optional
             Height and width of samples that are images; by default the last two axes of a sample, if it has them.
         ax : Axes, optional
@@ -103,20 +120,20 @@ class EdgeImportanceDisplay:
         display : EdgeImportanceDisplay
             What was drawn.
         """
-        check_is_fitted(estimator, "importances_")
-        importances = estimator.importances_ if label is None else estimator.importances_of(label)
-        weights = {n: estimator.module_.get_parameter(n).detach().cpu().double().numpy() for n in importances}
-        shape = estimator.sample_shape_
+        importances, shape = importances_of(estimator, label), estimator.sample_shape_
+        weights = {n: masked_weight(estimator.module_, n).cpu().double().numpy() for n in importances}
+        by_class = hasattr(other, "class_importances_")
         display = cls(
             estimator.module_,
             importances,
             weights,
             kind=kind,
-            other=other if other is None or isinstance(other, Mapping) else other.importances_,
-            rank_correlation=None if other is None else estimator.rank_correlation(other),
-            name=estimator.criterion,
-            other_name=getattr(other, "criterion", None),
+            other=other if other is None else importances_of(other, label if by_class else None),
+            name=name or estimator.criterion,
+            other_name=other_name or getattr(other, "criterion", None),
             image_shape=shape[-2:] if image_shape is None and len(shape) in (2, 3) else image_shape,
+            sample_shape=shape,
+            classes=getattr(estimator, "classes_", None),
         )
         return display.plot(ax, **kwargs)
 

@@ -4,9 +4,12 @@ An `EdgeImportanceDisplay` and axes enter; what was drawn stands on the axes.
 """
 
 from math import ceil, prod
+from numbers import Integral
 
 import numpy as np
+from sklearn.utils import check_scalar
 
+from ._importance_checks import rank_correlation
 from ._units import linear_chain
 
 _POSITIVE, _NEGATIVE, _UNIT = "#2166ac", "#b2182b", "#333333"
@@ -19,43 +22,52 @@ def draw_graph(display, ax, n_edges: int = 150) -> None:
 
     Width and opacity grow with the square of the importance as a share of the largest between the same two layers.
     """
-    from matplotlib.collections import LineCollection
-    from matplotlib.colors import to_rgb
-
-    names = linear_chain(display.net, display.importances)
+    check_scalar(n_edges, "n_edges", Integral, min_val=1)
+    names = linear_chain(display.net, display.importances, display.sample_shape)
     importances = [display.importances[name] for name in names]
     sizes = [importances[0].shape[1], *(values.shape[0] for values in importances)]
     entering = [importances[0].sum(0), *(values.sum(1) for values in importances)]
     image = display.image_shape if display.image_shape and prod(display.image_shape) == sizes[0] else None
     places = _places(sizes, importances, image)
     for left, right, name, values in zip(places, places[1:], names, importances):
-        strongest = np.argsort(-values, axis=None, kind="stable")[:n_edges][::-1]
-        to, origin = np.unravel_index(strongest, values.shape)
-        share = values[to, origin] / max(values.max(), np.finfo(float).tiny)
-        lines = np.stack([left[origin], right[to]], 1)  # (n_edges, 2, 2)
-        signs = display.weights[name][to, origin] >= 0
-        share = share**2  # so that the few that stand out do so
-        colors = [(*to_rgb(_POSITIVE if positive else _NEGATIVE), 0.2 + 0.7 * s) for positive, s in zip(signs, share)]
-        ax.add_collection(LineCollection(lines, linewidths=0.3 + 2 * share, colors=colors, zorder=2))
+        _draw_edges(ax, left, right, values, display.weights[name], n_edges)
     if image:
         (x0, y0), (x1, y1) = places[0].min(0), places[0].max(0)
         half = (x1 - x0) / max(image[1] - 1, 1) / 2, (y1 - y0) / max(image[0] - 1, 1) / 2
         extent = (x0 - half[0], x1 + half[0], y0 - half[1], y1 + half[1])
         ax.imshow(entering[0].reshape(image), cmap="Greys", extent=extent, aspect="auto", zorder=1)
     for place, size in list(zip(places, entering))[1 if image else 0 :]:
-        share = size / max(size.max(), np.finfo(float).tiny)
         largest = min(80.0, 2500.0 / len(place))
-        ax.scatter(*place.T, s=2 + largest * share, color=_UNIT, linewidths=0, zorder=3)
+        ax.scatter(*place.T, s=2 + largest * _shares(size), color=_UNIT, linewidths=0, zorder=3)
     if sizes[-1] <= _FEW_UNITS:
-        for i, (x, y) in enumerate(places[-1]):
-            ax.annotate(str(i), (x, y), (8, 0), textcoords="offset points", va="center", fontsize=9)
+        known = display.classes is not None and len(display.classes) == sizes[-1]
+        for label, place in zip(display.classes if known else range(sizes[-1]), places[-1]):
+            ax.annotate(str(label), place, (8, 0), textcoords="offset points", va="center", fontsize=9)
     labels = ["inputs", *(f"{name.rpartition('.')[0] or name}\n{size} units" for name, size in zip(names, sizes[1:]))]
     centres = [place[:, 0].mean() for place in places]
     ax.set_xticks(centres, labels)
     ax.tick_params(bottom=False)
     ax.set(yticks=[], xlim=(places[0][:, 0].min() - 0.12, centres[-1] + 0.15), ylim=(-0.06, 1.06), aspect="auto")
     ax.spines[:].set_visible(False)
-    ax.set_title(f"The {n_edges} most important edges of each layer; blue: positive, red: negative", fontsize=10)
+    ax.set_title(f"{n_edges} most important edges of each layer\nblue: positive, red: negative", fontsize=10)
+
+
+def _draw_edges(ax, left: np.ndarray, right: np.ndarray, values: np.ndarray, weights: np.ndarray, n_edges: int) -> None:
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgb
+
+    strongest = np.argsort(-values, axis=None, kind="stable")[:n_edges][::-1]
+    to, origin = np.unravel_index(strongest, values.shape)
+    shares = _shares(values)[to, origin] ** 2  # so that the few that stand out do so
+    signs = weights[to, origin] >= 0
+    colors = [(*to_rgb(_POSITIVE if positive else _NEGATIVE), 0.2 + 0.7 * s) for positive, s in zip(signs, shares)]
+    lines = np.stack([left[origin], right[to]], 1)  # (n_edges, 2, 2)
+    ax.add_collection(LineCollection(lines, linewidths=0.3 + 2 * shares, colors=colors, zorder=2))
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    """Return importances as shares of the largest one."""
+    return values / max(values.max(), np.finfo(float).tiny)
 
 
 def _places(sizes: list[int], importances: list[np.ndarray], image: tuple[int, int] | None) -> list[np.ndarray]:
@@ -92,6 +104,7 @@ def draw_filters(display, ax, layer: str | None = None, n_filters: int = 32) -> 
 
     Those of three channels are in colour, others the mean over channels, blue where it is positive and red where not.
     """
+    check_scalar(n_filters, "n_filters", Integral, min_val=1)
     name, filters = _filters(display, layer)
     order = np.argsort(-display.importances[name].reshape(len(filters), -1).sum(1), kind="stable")[:n_filters]
     in_colour = filters.shape[1] == 3
@@ -119,9 +132,9 @@ def _filters(display, layer: str | None) -> tuple[str, np.ndarray]:
             return name, weight
         if weight.ndim == 2 and image and weight.shape[1] == prod(image):
             return name, weight.reshape(len(weight), 1, *image)
-    what = "no layer" if layer is None else f"layer={layer!r}"
+    what = "there is none" if layer is None else f"layer={layer!r} is none"
     raise ValueError(
-        f"kind='filters' needs a convolution of two axes, or a linear layer on images of `image_shape`; {what} is one. "
+        f"kind='filters' needs a convolution of two axes, or a linear layer on images of `image_shape`; {what}. "
         f"Parameters are {', '.join(display.weights)}."
     )
 
@@ -156,6 +169,7 @@ def draw_agreement(display, ax) -> None:
     """Draw each entry's importance by two scores as a dot, on logarithmic axes, and the rank correlation."""
     if display.other is None:
         raise ValueError("kind='agreement' needs `other`, importances by another score or of another net.")
+    correlation = rank_correlation(display.importances, display.other)
     names, total = list(display.importances), sum(values.size for values in display.importances.values())
     rng, low = np.random.default_rng(0), np.full(2, np.inf)
     for i, name in enumerate(names):
@@ -169,7 +183,7 @@ def draw_agreement(display, ax) -> None:
     ax.set(xscale="log", yscale="log", xlabel=display.name or "importance", ylabel=display.other_name or "other")
     if np.isfinite(low).all():  # a few entries are next to nothing
         ax.set(xlim=(low[0] / 2, None), ylim=(low[1] / 2, None))
-    ax.set_title(f"rank correlation {display.rank_correlation:.2f}", fontsize=10)
+    ax.set_title(f"rank correlation {correlation:.2f}", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     legend = ax.legend(frameon=False, markerscale=3, fontsize=8)
     for handle in legend.legend_handles:

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from skorch import NeuralNet
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
+from torch.nn.utils.prune import BasePruningMethod
 
 from ._base_net import trained_module
-from .gradients import own_copy
+from .gradients import by_torchs_names, own_copy, plain_name
 
 
 def prune(net, mask) -> nn.Module:
@@ -28,8 +32,9 @@ def prune(net, mask) -> nn.Module:
     -------
     pruned : Module
         A new net of the same kind, whose weights are its parameters ``weight_orig`` times ``weight_mask``, as
-        `torch.nn.utils.prune` has them; ``torch.nn.utils.prune.remove`` makes that permanent. A shared parameter is
-        pruned wherever it is used.
+        `torch.nn.utils.prune` has them: names of parameters and keys of the state_dict change with that, but masks go
+        by the old names as well. ``torch.nn.utils.prune.remove`` makes it permanent. A shared parameter is pruned
+        wherever it is used.
 
     References
     ----------
@@ -46,15 +51,32 @@ def prune(net, mask) -> nn.Module:
     """
     pruned = own_copy(module_of(net))
     owners = _owners(pruned)
-    for name, entries in checked_mask(pruned, mask).items():
-        for module, own_name in owners[name]:
-            torch_prune.custom_from_mask(module, own_name, entries)
+    with torch.no_grad():  # else torch keeps masked weights with a graph, which cannot be copied
+        for name, entries in checked_mask(pruned, mask).items():
+            for module, own_name in owners[name]:
+                torch_prune.custom_from_mask(module, own_name, entries)
+    if mask_weights not in pruned._forward_pre_hooks.values():
+        pruned.register_forward_pre_hook(mask_weights)
     return pruned
+
+
+def mask_weights(net: nn.Module, inputs=None) -> None:
+    """Compute the masked weights of a net anew.
+
+    torch does so when the module that has them is called. This, called with the net, is for weights that are read
+    elsewhere: those of an attention's output projection, say.
+    """
+    for module in net.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                hook(module, inputs)
 
 
 def module_of(net) -> nn.Module:
     """Return the trained module that `net` is or holds."""
     module = trained_module(net)
+    if module is None and isinstance(net, (NeuralNet, FrozenEstimator)):
+        raise NotFittedError("net is a skorch net that is not fitted: fit it first.")
     if module is None:
         raise TypeError(f"net must be a torch Module or a fitted skorch net, not {type(net).__name__}.")
     return module
@@ -63,32 +85,31 @@ def module_of(net) -> nn.Module:
 def checked_mask(net: nn.Module, mask) -> dict[str, Tensor]:
     """Return the mask by the names of the parameters of `net`, on their devices, or say what does not match.
 
-    In a pruned net ``"weight"`` may stand for ``"weight_orig"``.
+    In a pruned net ``"weight"`` and ``"weight_orig"`` are the same.
     """
     if not isinstance(mask, Mapping) or not mask:
         raise TypeError("mask must be a dict from names of parameters to arrays of True and False, at least one.")
     parameters, found = dict(net.named_parameters()), {}
-    for name, entries in mask.items():
-        own = name if name in parameters else f"{name}_orig"
-        if own not in parameters:
-            raise ValueError(f"mask names {name!r}, but the parameters of net are {list(parameters)}.")
-        parameter = parameters[own]
+    for name, entries in by_torchs_names(net, mask, "mask").items():
+        if name not in parameters:
+            names = [plain_name(net, known) for known in parameters]
+            raise ValueError(f"mask names {name!r}, but the parameters of net are {names}.")
+        parameter = parameters[name]
         entries = entries if isinstance(entries, Tensor) else torch.from_numpy(np.array(entries))
         if entries.dtype != torch.bool or entries.shape != parameter.shape:
             raise ValueError(
                 f"mask[{name!r}] must be True and False of shape {tuple(parameter.shape)}; it is of shape "
                 f"{tuple(entries.shape)} and dtype {entries.dtype}."
             )
-        found[own] = entries.to(parameter.device)
+        found[name] = entries.to(parameter.device)
     return found
 
 
 def _owners(net: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Return for each parameter, by its first name, the modules that have it, and what it is called there to torch."""
+    """Return for each parameter, by its first name, the modules that have it, and its plain name there."""
     first = {id(parameter): name for name, parameter in net.named_parameters()}
     owners: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in first.values()}
     for module in net.modules():
         for own_name, parameter in module.named_parameters(recurse=False):
-            is_masked = hasattr(module, f"{own_name.removesuffix('_orig')}_mask")
-            owners[first[id(parameter)]].append((module, own_name.removesuffix("_orig") if is_masked else own_name))
+            owners[first[id(parameter)]].append((module, plain_name(module, own_name)))
     return owners

@@ -5,6 +5,7 @@ import pytest
 import torch
 from asserts import as_array, assert_close, random_state_untouched, untouched
 from cases import BY_NAME
+from skorch import NeuralNetClassifier
 from torch import nn
 
 from sklearn_gradspace import EdgeImportance, finetune, prune
@@ -151,6 +152,54 @@ def test_bad_input(mask, y, message):
     case = BY_NAME["mlp of three layers"]
     with pytest.raises(ValueError, match=message):
         finetune(case.net(), case.X, y, mask)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_rows_of_numbers_are_cast_as_the_engine_casts_them(dtype):
+    net = MLP(6, 3)
+    X, y = np.random.default_rng(0).integers(0, 2, (12, 6)), np.arange(12) % 3
+    mask = EdgeImportance(net).fit(X.astype(dtype), y).mask(0.5)
+    one, other = (finetune(net, X.astype(kind), y, mask, random_state=0) for kind in (dtype, np.float32))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_indices_of_any_kind():
+    case = BY_NAME["embedding"]
+    X, y = data(case)
+    mask = EdgeImportance(case.net()).fit(X, y).mask(0.5)
+    one, other = (finetune(case.net(), X.astype(kind), y, mask, random_state=0) for kind in (np.int32, np.int64))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_rows_that_are_read_only():
+    case = BY_NAME["mlp of three layers"]
+    X, y = data(case)
+    X = X.copy()
+    X.setflags(write=False)
+    finetune(case.net(), X, y, EdgeImportance(case.net()).fit(X, y).mask(), max_epochs=1)
+
+
+def test_errors_say_what_to_do():
+    case = BY_NAME["mlp of three layers"]
+    (X, y), net, mask = data(case), case.net(), {"0.weight": np.ones((5, 6), bool)}
+    for option in ({"class_weight": "balanced"}, {"classes": [0, 1]}, {"module": net}):
+        with pytest.raises(TypeError, match=f"finetune takes no {next(iter(option))}"):
+            finetune(net, X, y, mask, **option)
+    with torch.no_grad():
+        net[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="net returns NaN or infinity"):
+        finetune(net, X, y, mask)
+    returns_tuple = BY_NAME["returns a tuple"].net()
+    with pytest.raises(ValueError, match="net must return logits of shape"):
+        finetune(returns_tuple, X, y, {"body.weight": np.ones((5, 6), bool)})
+    with_softmax = nn.Sequential(nn.Linear(6, 3), nn.Softmax(1))
+    with_softmax = NeuralNetClassifier(with_softmax, max_epochs=1, train_split=None, verbose=0)
+    with pytest.raises(ValueError, match="criterion NLLLoss"):
+        finetune(with_softmax.fit(X.astype(np.float32), y), X, y, {"0.weight": np.ones((3, 6), bool)})
+    normalised = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="iterator_train__drop_last=True"):
+        finetune(normalised, X, y, mask, update_statistics=True, batch_size=4)
+    finetune(normalised, X, y, mask, update_statistics=True, batch_size=4, iterator_train__drop_last=True)
 
 
 def test_chosen_entries_are_a_module():

@@ -10,9 +10,10 @@ from asserts import assert_close, random_state_untouched, untouched
 from cases import BY_NAME
 from scipy.stats import spearmanr
 from sklearn.base import clone
+from skorch import NeuralNetClassifier
 from torch import nn
 
-from sklearn_gradspace import EdgeImportance, GradientFeaturizer
+from sklearn_gradspace import EdgeImportance, GradientFeaturizer, GradientKernelClassifier, finetune
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace._units import unit_sums
 from sklearn_gradspace.gradients import GradientEngine, GradientFeatures, two_logits
@@ -350,9 +351,55 @@ def test_pickle_clone_and_a_skorch_net():
     assert clone(found).net is net
 
 
+def test_labels_of_a_plain_skorch_net_are_numbers_of_outputs():
+    X = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    y = np.arange(60) % 3 * 2  # of six outputs it sees three
+    net = NeuralNetClassifier(MLP(6, 6), criterion=nn.CrossEntropyLoss, max_epochs=1, train_split=None, verbose=0)
+    net.fit(X, y)
+    assert net.classes_.tolist() == [0, 2, 4]
+    one, other = (EdgeImportance(n, per_class=True).fit(X, y) for n in (net, net.module_))
+    assert one.classes_.tolist() == list(range(6))
+    for name, values in other.class_importances_.items():
+        np.testing.assert_array_equal(one.class_importances_[name], values)
+    mask = one.mask()
+    tuned, again = (finetune(n, X, y, mask, random_state=0) for n in (net, net.module_))
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), again.parameters()))
+    unseen = np.arange(60) % 6
+    assert EdgeImportance(net).fit(X, unseen).rank_correlation(EdgeImportance(net.module_).fit(X, unseen)) == 1
+    assert EdgeImportance(net, per_class=True).fit(X).classes_.tolist() == list(range(6))
+    GradientFeaturizer(net).fit(X, unseen)
+    GradientKernelClassifier(net).fit(X, unseen)
+    with pytest.raises(ValueError, match=r"labels unknown to the net: \[6\]"):
+        EdgeImportance(net).fit(X, np.arange(60) % 7)
+
+
+def test_predicted_classes_need_a_name_for_every_output():
+    X = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    net = NetClassifier(MLP(6, 5), max_epochs=1, random_state=0).fit(X, np.arange(20) % 2)
+    with pytest.raises(ValueError, match="5 labels and knows the names of 2: pass y"):
+        EdgeImportance(net, per_class=True).fit(X)
+    assert EdgeImportance(net, per_class=True).fit(X, np.arange(20) % 2).classes_.tolist() == [0, 1]
+
+
+def test_a_class_without_rows_has_no_importances():
+    X, y = np.random.default_rng(0).normal(size=(30, 6)), np.arange(30) % 2
+    found = EdgeImportance(BY_NAME["mlp of three layers"].net(), per_class=True).fit(X, y)
+    for use in (found.importances_of, lambda label: found.mask(label=label)):
+        with pytest.raises(ValueError, match="label=2 has no rows"):
+            use(2)
+    for label in ([0, 1], 7):
+        with pytest.raises(ValueError, match="is none of the classes"):
+            found.importances_of(label)
+    again = found.set_params(per_class=False).fit(X, y)
+    assert not hasattr(again, "class_importances_")
+    with pytest.raises(ValueError, match="per_class=True"):
+        again.importances_of(0)
+
+
 @pytest.mark.parametrize(
     ("parameters", "y", "message"),
     [
+        ({"criterion": np.array(["fisher", "magnitude"])}, None, "is none of"),
         ({"criterion": "saliency"}, None, "criterion='saliency' is none of"),
         ({"labels": "wrong"}, None, "labels='wrong' is none of"),
         ({"labels": "true"}, None, "requires y to be passed"),

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from cases import BY_NAME
+from scipy.stats import spearmanr
+from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklearn_gradspace import EdgeImportance, EdgeImportanceDisplay
@@ -92,7 +94,9 @@ def test_axes_are_those_given_and_classes_can_be_drawn():
     [
         ("mlp of three layers", {"kind": "pie"}, "kind='pie' is none of"),
         ("mlp of three layers", {"kind": "filters"}, "kind='filters' needs"),
-        ("conv2d", {"kind": "filters", "layer": "9"}, "layer='9'"),
+        ("conv2d", {"kind": "filters", "layer": "9"}, "layer='9' is none"),
+        ("conv2d", {"kind": "filters", "n_filters": 0}, "n_filters == 0"),
+        ("mlp of three layers", {"kind": "graph", "n_edges": 0}, "n_edges == 0"),
         ("branches", {"kind": "graph"}, "'right.weight' does not take what comes before it"),
         ("mlp of three layers", {"kind": "agreement"}, "needs `other`"),
     ],
@@ -100,3 +104,77 @@ def test_axes_are_those_given_and_classes_can_be_drawn():
 def test_bad_input(name, options, message):
     with pytest.raises(ValueError, match=message):
         EdgeImportanceDisplay.from_estimator(fitted(name), **options)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter, self.inner, self.leave = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, X):
+        hidden = torch.relu(self.enter(X))
+        return self.leave(hidden + torch.relu(self.inner(hidden)))
+
+
+class Tied(Residual):
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Linear(5, 5)
+        self.again.weight = self.inner.weight
+
+    def forward(self, X):
+        return self.leave(self.again(torch.relu(self.inner(torch.relu(self.enter(X))))))
+
+
+def half_frozen():
+    net = BY_NAME["mlp of three layers"].net().float()
+    net[0].requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (Residual, (6,), "something leads past 'inner.weight'"),
+        (Tied, (6,), "'again.weight' is no linear layer's, is shared, or was left out"),
+        (half_frozen, (6,), "'0.weight' is no linear layer's, is shared, or was left out"),
+        (lambda: nn.Sequential(nn.Conv1d(2, 2, 2), nn.Flatten(), nn.Linear(4, 3)), (2, 3), "'0.weight' is no linear"),
+        (lambda: nn.Sequential(nn.AvgPool1d(2), nn.Flatten(), nn.Linear(6, 3)), (2, 6), "not take the 12 features"),
+    ],
+)
+def test_nets_that_are_no_chains_are_refused(make, shape, message):
+    torch.manual_seed(0)
+    net, X = make(), np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32)
+    with pytest.raises(ValueError, match=message):
+        EdgeImportanceDisplay.from_estimator(EdgeImportance(net).fit(X), kind="graph")
+
+
+def test_outputs_are_called_by_their_classes():
+    case = BY_NAME["mlp of three layers"]
+    found = EdgeImportance(case.net()).fit(case.X, ["ant", "bee", "cow", "ant", "bee"])
+    display = EdgeImportanceDisplay.from_estimator(found, kind="graph")
+    assert [text.get_text() for text in display.ax_.texts] == ["ant", "bee", "cow"]
+
+
+def test_agreement_is_that_of_what_is_drawn():
+    found, other = fitted("mlp of three layers", per_class=True), fitted("mlp of three layers", criterion="magnitude")
+    by_class = fitted("mlp of three layers", criterion="fisher", per_class=True)
+    names = {"name": "one", "other_name": "two"}
+    for of, values in ((other, other.importances_), (by_class, by_class.importances_of(1))):
+        display = EdgeImportanceDisplay.from_estimator(found, kind="agreement", label=1, other=of, **names)
+        a, b = (np.concatenate([v.ravel() for v in d.values()]) for d in (found.importances_of(1), values))
+        assert display.ax_.get_title() == f"rank correlation {spearmanr(a, b).statistic:.2f}"
+        assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("one", "two")
+
+
+def test_classes_without_rows_and_unfitted_estimators():
+    case = BY_NAME["mlp of three layers"]
+    found = EdgeImportance(case.net(), per_class=True).fit(case.X, np.arange(5) % 2)
+    with pytest.raises(ValueError, match="label=2 has no rows"):
+        EdgeImportanceDisplay.from_estimator(found, label=2)
+    with pytest.raises(NotFittedError):
+        EdgeImportanceDisplay.from_estimator(found, kind="agreement", other=EdgeImportance(case.net()))
+    with pytest.raises(NotFittedError):
+        found.rank_correlation(EdgeImportance(case.net()))
+    with pytest.raises(TypeError, match="not of a int"):
+        found.rank_correlation(3)

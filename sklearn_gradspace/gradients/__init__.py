@@ -9,11 +9,13 @@ from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
+from ._forward import leaves
 from ._gram import GradientGram, GradientTile
 from ._mask import as_mask
 from ._memory import free_bytes, require_memory
 from ._moments import ScoreMoments
-from ._outputs import SCALARS, label_probabilities, predicted_labels, two_logits
+from ._names import by_torchs_names, masked_weight, owner, plain_name
+from ._outputs import SCALARS, as_table, check_finite, label_probabilities, predicted_labels, two_logits
 from ._passes import over_batches
 from ._projection import Projection
 from ._ridge import KernelRidge, NotPositiveDefiniteError
@@ -51,12 +53,19 @@ __all__ = [
     "add_powers",
     "add_survivals",
     "as_mask",
+    "as_table",
+    "by_torchs_names",
+    "check_finite",
     "check_gradients",
     "free_bytes",
     "label_probabilities",
+    "leaves",
+    "masked_weight",
     "over_batches",
     "own_copy",
+    "owner",
     "packed",
+    "plain_name",
     "predicted_labels",
     "require_memory",
     "shared_copy",

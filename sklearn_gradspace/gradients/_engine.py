@@ -29,7 +29,8 @@ from ._trial import try_out
 DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 
 # Gradients that are made, and worked on, at a time: what a CPU's cache holds, what is worth a launch elsewhere.
-_PART_BYTES = {"cpu": 2**24}
+CACHE_BYTES = 2**24
+_PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
 _SWITCHING = RLock()  # torch's switches for TF32 are the process's; a device's work is in one queue anyway

@@ -5,35 +5,38 @@ Rows of data enter; what they add to `ScoreMoments` leaves. The gradient of a li
 of other layers are formed a few rows at a time.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._engine import GradientEngine
+from ._engine import CACHE_BYTES, GradientEngine
 from ._factored import FactoredGradients
 from ._features import GradientFeatures
 from ._moments import ScoreMoments
 from ._outputs import Labels, label_probabilities
 
-_PART_BYTES = 2**24  # gradients of a parameter that are formed at a time: what a CPU's cache holds
-
 Views = tuple[Labels, Tensor | None]
 
 
-def views(engine: GradientEngine, X: np.ndarray, kind: str, y: Tensor | None, uniform: np.ndarray) -> Views:
-    """Return the labels whose gradients rows give, and how much each counts.
+VIEWS = ("true", "predicted", "sampled", "expected", "all")
+
+
+def views(
+    engine: GradientEngine, outputs: Tensor | None, kind: str, y: Tensor | None, uniform: np.ndarray, n: int
+) -> Views:
+    """Return the labels whose gradients n rows give, and how much each counts.
 
     Parameters
     ----------
     engine : GradientEngine
-    X : ndarray of shape (n, ...)
+    outputs : Tensor of shape (n, n_outputs), optional
+        What the net says of the rows, for "sampled" and "expected".
     kind : {"true", "predicted", "sampled", "expected", "all"}
     y : Tensor of shape (n,), optional
         Numbers of the true labels.
     uniform : ndarray of shape (n,)
         Random numbers in [0, 1), by which labels are drawn.
+    n : int
 
     Returns
     -------
@@ -42,32 +45,19 @@ def views(engine: GradientEngine, X: np.ndarray, kind: str, y: Tensor | None, un
     weights : Tensor of shape (n, n_labels) or None
         Of the labels of a row, where it has several.
     """
-    return _VIEWS[kind](engine, X, y, uniform)
-
-
-def _drawn(engine: GradientEngine, X: np.ndarray, y: Tensor | None, uniform: np.ndarray) -> Views:
-    cumulative = label_probabilities(engine.outputs(X).double()).cumsum(1)
+    if kind == "true":
+        return y, None
+    if kind == "predicted":
+        return "predicted", None
+    if kind == "all":
+        dtype, device = engine.feature_dtype, engine.device
+        return None, torch.full((n, engine.n_labels), 1 / engine.n_labels, dtype=dtype, device=device)
+    probabilities = label_probabilities(outputs.double())
+    if kind == "expected":
+        return None, probabilities.to(engine.feature_dtype)
+    cumulative = probabilities.cumsum(1)
     below = torch.from_numpy(uniform).to(cumulative).unsqueeze(1) >= cumulative[:, :-1]
     return below.sum(1), None
-
-
-def _expected(engine: GradientEngine, X: np.ndarray, y: Tensor | None, uniform: np.ndarray) -> Views:
-    return None, label_probabilities(engine.outputs(X).double()).to(engine.feature_dtype)
-
-
-def _all(engine: GradientEngine, X: np.ndarray, y: Tensor | None, uniform: np.ndarray) -> Views:
-    shape = (len(X), engine.n_labels)
-    return None, torch.full(shape, 1 / engine.n_labels, dtype=engine.feature_dtype, device=engine.device)
-
-
-_VIEWS: dict[str, Callable[..., Views]] = {
-    "true": lambda engine, X, y, uniform: (y, None),
-    "predicted": lambda engine, X, y, uniform: ("predicted", None),
-    "sampled": _drawn,
-    "expected": _expected,
-    "all": _all,
-}
-VIEWS = tuple(_VIEWS)
 
 
 def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of: Views, groups: Tensor, p: int) -> None:
@@ -96,7 +86,7 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
                 scale = torch.outer(of_unit.flatten(), of_input.flatten()) ** p
                 moments.add_products(block.name, left, right, groups, scale)
                 continue
-            for rows, part in gradients.parts(block.name, _PART_BYTES):
+            for rows, part in gradients.parts(block.name, CACHE_BYTES):
                 part.abs_()
                 scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p
                 scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])

@@ -14,21 +14,22 @@ from sklearn_gradspace.gradients import _entry_scores as module
 def test_views(name):
     case = BY_NAME[name]
     engine, n = case.engine(), len(case.X)
-    probabilities = label_probabilities(engine.outputs(case.X))
+    outputs = engine.outputs(case.X)
+    probabilities = label_probabilities(outputs)
     n_labels, y = probabilities.shape[1], torch.zeros(n, dtype=torch.int64)
-    assert views(engine, case.X, "true", y, np.empty(0)) == (y, None)
-    assert views(engine, case.X, "predicted", None, np.empty(0)) == ("predicted", None)
-    labels, weights = views(engine, case.X, "expected", None, np.empty(0))
+    assert views(engine, None, "true", y, np.empty(0), n) == (y, None)
+    assert views(engine, None, "predicted", None, np.empty(0), n) == ("predicted", None)
+    labels, weights = views(engine, outputs, "expected", None, np.empty(0), n)
     assert labels is None
     assert_close(weights, probabilities)
-    assert_close(views(engine, case.X, "all", None, np.empty(0))[1], np.full((n, n_labels), 1 / n_labels))
+    assert_close(views(engine, None, "all", None, np.empty(0), n)[1], np.full((n, n_labels), 1 / n_labels))
 
 
 def test_drawn_labels_have_the_probabilities_of_the_net():
     case = BY_NAME["mlp of three layers"]
     engine, X = case.engine(), np.repeat(case.X[:1], 10000, 0)
     uniform = (np.arange(10000) + 0.5) / 10000
-    labels, weights = views(engine, X, "sampled", None, uniform)
+    labels, weights = views(engine, engine.outputs(X), "sampled", None, uniform, 10000)
     assert weights is None
     share = torch.bincount(labels, minlength=3) / 10000
     assert (share - label_probabilities(engine.outputs(X[:1]))[0]).abs().max() < 2e-4
@@ -37,12 +38,12 @@ def test_drawn_labels_have_the_probabilities_of_the_net():
 @pytest.mark.parametrize("part_bytes", [1, 2**24])
 @pytest.mark.parametrize("p", [1, 2, 3])
 def test_parts_do_not_show(part_bytes, p, monkeypatch):
-    monkeypatch.setattr(module, "_PART_BYTES", part_bytes)
+    monkeypatch.setattr(module, "CACHE_BYTES", part_bytes)
     case = BY_NAME["conv2d twice"]
     engine = case.engine()
     moments = ScoreMoments(engine.blocks, 2, engine.device)
     groups = torch.arange(len(case.X)) % 2
-    add_powers(moments, engine, case.X, views(engine, case.X, "all", None, np.empty(0)), groups, p)
+    add_powers(moments, engine, case.X, views(engine, None, "all", None, np.empty(0), len(case.X)), groups, p)
     scores = engine(case.X).abs().pow(p).mean(1)
     for block in engine.blocks:
         expected = scores[:, block.slice].view(-1, *block.shape)
