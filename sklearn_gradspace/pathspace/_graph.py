@@ -266,10 +266,11 @@ class _GraphDomain:
         return written
 
     def normalised(self, where: str, layer: nn.Module, entries: Tensor | None) -> Tensor:
-        if entries is not None:
-            before = self._normalised.setdefault(where, entries)
-            if before is not entries:  # running statistics cannot follow two inputs
-                self._pin(torch.cat([before, entries]), where, "it is called once more")
+        entries = self.fill.expand(layer.num_features) if entries is None else entries
+        before = self._normalised.setdefault(where, entries)
+        if before is not entries:  # running statistics cannot follow two inputs
+            self._pin(torch.cat([before, entries]), where, "it is called once more")
+        elif entries.any():
             if layer.running_mean is not None:
                 self.statistics[f"{where}.running_mean"] = entries, 1
                 self.statistics[f"{where}.running_var"] = entries, 2
@@ -308,7 +309,8 @@ class _GraphDomain:
 
     def _pin(self, ids: Tensor, where: str, reason: str) -> None:
         self.units.pin(ids)
-        self.pins.append(Pin(where, reason, int(ids.count_nonzero())))
+        if ids.any():
+            self.pins.append(Pin(where, reason, int(ids.count_nonzero())))
 
 
 def _finished(module: nn.Module, units: _Units, edges, statistics, approximate, pins) -> ScaleGraph:
