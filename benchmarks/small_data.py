@@ -47,7 +47,7 @@ DATA = {  # whether it is regression, and what loads it
 def contenders(regression: bool, seed: int) -> dict[str, BaseEstimator]:
     """Return the models of one seed."""
     ecopt = partial(ECOptRegressor if regression else ECOptClassifier, random_state=seed)
-    defaults = ecopt()
+    balanced, defaults = partial(ecopt, method="balanced", optimizer__balance_every=16), ecopt()
     sgd = (NetRegressor if regression else NetClassifier)(
         MLP,
         module__hidden_layer_sizes=defaults.hidden_layer_sizes,
@@ -65,8 +65,8 @@ def contenders(regression: bool, seed: int) -> dict[str, BaseEstimator]:
         "MLP of scikit-learn": peer,
         "EC-Opt, defaults": defaults,
         "SGD with these settings": sgd,
-        'method="path"': ecopt(method="path"),
-        'optimizer="adam", lr=0.003': ecopt(optimizer="adam", lr=0.003),
+        "EC-Opt, balanced": balanced(),
+        "EC-Opt, balanced, Adam": balanced(optimizer="adam", lr=0.003),
     }
 
 
