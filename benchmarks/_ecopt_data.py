@@ -74,7 +74,7 @@ def batches(part: Part, size: int, steps: int, augment: bool, generator: torch.G
 
 
 def _augmented(X: Tensor, generator: torch.Generator, shift: int = 4) -> Tensor:
-    n, channels, height, width = X.shape
+    n, _, height, width = X.shape
     draw = torch.randint(2 * shift + 1, (2, n, 1), generator=generator).to(X.device)
     mirrored = (torch.rand(n, 1, generator=generator) < 0.5).to(X.device)
     rows = torch.arange(height, device=X.device) + draw[0]

@@ -69,13 +69,13 @@ def train(run: Run, way: Way) -> Run:
     net = _started(run, way)
     ones = torch.ones_like(parts["train"].X[:1])
     optimizer = SPACES[run.space](net, ones, run.inner, run.lr, run.penalty)
-    loss = _descend(net, optimizer, parts["train"], run, way)
+    loss = descend(net, optimizer, parts["train"], run, way)
     seconds = time.perf_counter() - start
     validation, test = (accuracy(net, parts[name]) for name in ("validation", "test"))
     return replace(run, validation=validation, test=test, loss=loss, seconds=round(seconds, 2))
 
 
-def _descend(net: nn.Module, optimizer: torch.optim.Optimizer, part: Part, run: Run, way: Way) -> float:
+def descend(net: nn.Module, optimizer: torch.optim.Optimizer, part: Part, run: Run, way: Way) -> float:
     """Train, and return the mean loss of the last steps."""
     generator = torch.Generator().manual_seed(run.seed)
     torch.manual_seed(run.seed)
@@ -118,7 +118,7 @@ def _new(run: Run, way: Way) -> nn.Module:
 def _trained(run: Run, way: Way) -> dict[str, torch.Tensor]:
     parts = load(run.data, way.data_home, run.rows, way.test_rows, run.side, way.device)
     net = _new(run, way)
-    _descend(net, torch.optim.SGD(net.parameters(), lr=run.lr), parts["before"], replace(run, seed=-1 - run.seed), way)
+    descend(net, torch.optim.SGD(net.parameters(), lr=run.lr), parts["before"], replace(run, seed=-1 - run.seed), way)
     return net.state_dict()
 
 

@@ -92,7 +92,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--starts",
         nargs="+",
         default=["default"],
-        help="default, He, skeleton, unbalanced 1 or 2; of a trained net after 'trained, '",
+        help="default, He, skeleton, unbalanced 1; 'trained, unbalanced 1'",
     )
     add("--inner", nargs="+", choices=INNER, default=list(INNER), help="optimizers that make the steps")
     add("--spaces", nargs="+", choices=SPACES, default=list(SPACES), help="where they are made")

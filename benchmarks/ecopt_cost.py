@@ -1,4 +1,4 @@
-"""What an iteration in equivalent-class space costs: forward and backward pass and step, over those of plain optimizers.
+"""What an iteration in equivalent-class space costs, forward and backward pass and step, over a plain optimizer's.
 
     python benchmarks/ecopt_cost.py [--device cuda] [--nets 2x256 conv6x32] [--inner SGD momentum Adam]
 

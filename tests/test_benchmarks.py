@@ -100,8 +100,8 @@ def ecopt(table1):
 
 
 def train_tiny(ecopt, *arguments):
-    tiny = "--data-home . --rows 60 --test-rows 30 --batch 20 --steps 4 --rates 0.1 --seeds 0 --jobs 1".split()
-    ecopt.main([arguments[0], *tiny, *arguments[1:]])
+    tiny = {"data-home": ".", "rows": 60, "test-rows": 30, "batch": 20, "steps": 4, "rates": 0.1, "seeds": 0, "jobs": 1}
+    ecopt.main([arguments[0], *(f"--{name}={value}" for name, value in tiny.items()), *arguments[1:]])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_ecopt(ecopt, capsys, monkeypatch, experiment, arguments, shown):
 def test_ecopt_cost(table1, capsys):
     import ecopt_cost
 
-    ecopt_cost.main("--nets 1x3 --inner SGD --batch 4 --rounds 1 --seconds 0".split())
+    ecopt_cost.main(["--nets=1x3", "--inner=SGD", "--batch=4", "--rounds=1", "--seconds=0"])
     assert "| 1x3, SGD" in capsys.readouterr().out
 
 
