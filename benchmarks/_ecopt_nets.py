@@ -88,6 +88,16 @@ def _skeleton(net: nn.Module, seed: int) -> None:
     ECOptimizer(net, lr=1.0, init="skeleton")
 
 
+def _small_skeleton(net: nn.Module, seed: int) -> None:
+    """Skeleton weights are 1, all others are divided by the number of layers, and biases are 0."""
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for layer in layers:
+        layer.weight.data.div_(len(layers))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    _skeleton(net, seed)
+
+
 def _unbalanced(a: float) -> Callable[[nn.Module, int], None]:
     """Each unit is scaled by 10^U(-a, a)."""
 
@@ -103,6 +113,7 @@ STARTS = {
     "default": lambda net, seed: None,
     "He": _he,
     "skeleton": _skeleton,
+    "small skeleton": _small_skeleton,
     "unbalanced 1": _unbalanced(1),
     "unbalanced 2": _unbalanced(2),
 }

@@ -1,6 +1,6 @@
 """Training in equivalent-class space beside its controls, each at its best learning rate.
 
-    python benchmarks/ecopt.py widths|deep|convolutions|unbalanced|finetuning|residual --data-home DIR [--device cuda]
+    python benchmarks/ecopt.py EXPERIMENT --data-home DIR [--device cuda] [--picture FILE]
     python benchmarks/ecopt.py residual --data-home DIR --device cuda --nets cifar10:plain34x64 cifar10:resnet34x64
         --side 0 --rows 0 --batch 128 --steps 64000 --milestones 0.5 0.75 --augment --inner SGD --rates 0.1 0.32 1
 
@@ -31,13 +31,34 @@ from tqdm.auto import tqdm
 
 from sklearn_gradspace.pathspace import scale_graph
 
+_DEEP = {"starts": ["default", "He", "skeleton", "small skeleton"], "inner": ["momentum"]}
+_OF_WEIGHTS = ["weights", "balanced once", "balanced", "path"]
 EXPERIMENTS = {
     "widths": {"nets": ["mnist:2x8", "mnist:2x32", "mnist:2x128", "mnist:4x64", "cifar10:3x48"]},
-    "deep": {"nets": ["mnist:8x32", "mnist:34x32"], "starts": ["He", "skeleton"], "inner": ["SGD", "momentum"]},
-    "convolutions": {"nets": ["mnist:conv8x12"], "starts": ["He", "skeleton"], "inner": ["momentum"], "side": 14},
+    "deep": _DEEP
+    | {"nets": ["mnist:8x32", "mnist:34x32"], "spaces": _OF_WEIGHTS, "rates": [0.0001, 0.001, 0.0032, 0.01, 0.032]},
+    "convolutions": _DEEP
+    | {"nets": ["mnist:conv8x12"], "spaces": _OF_WEIGHTS, "rates": [0.001, 0.01, 0.1], "side": 14, "seeds": [0, 1]},
     "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"]},
     "finetuning": {"nets": ["mnist:2x32"], "starts": ["trained", "trained, unbalanced 1", "trained, unbalanced 2"]},
-    "residual": {"nets": ["cifar10:plain10x8", "cifar10:resnet10x8"], "inner": ["SGD", "momentum"], "side": 16},
+    "residual": {
+        "nets": ["cifar10:plain10x8", "cifar10:resnet10x8"],
+        "starts": ["default", "skeleton"],
+        "inner": ["SGD"],
+        "spaces": ["weights", "balanced", "path"],
+        "rates": [0.1, 0.32, 1.0],
+        "seeds": [0, 1],
+        "side": 16,
+        "steps": 200,
+    },
+    "penalties": {
+        "nets": ["mnist:2x128"],
+        "inner": ["momentum"],
+        "spaces": _OF_WEIGHTS,
+        "rates": [0.01, 0.032, 0.1],
+        "penalties": [0.0, 1e-4, 1e-3, 1e-2],
+        "rows": 1000,
+    },
 }
 
 

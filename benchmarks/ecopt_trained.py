@@ -12,6 +12,7 @@ for all twins that are balanced.
 import argparse
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 averaged.setdefault((name, way, "averaged"), []).append(accuracy(average(*pair), test))
                 averaged.setdefault((name, way, "aligned"), []).append(accuracy(average(*aligned(*pair)), test))
             for part in options.parts:
-                net = prune(first, part, lambda net: path_shares(net, ones))
+                net = prune(first, part, partial(path_shares, ones=ones))
                 pruned.setdefault((name, part, "path norm"), []).append(accuracy(net, test))
             averaged.setdefault((name, "as trained", "one net"), []).append(accuracy(first, test))
-    _print(f"Pruned: test accuracy in % with {{}} of the weights left, {len(options.seeds)} seeds", pruned, options)
+    _print(pruned, options)
     lines = [
         [f"{name}, {way}", *(_cell(averaged.get((name, way, kind))) for kind in ("one net", "averaged", "aligned"))]
         for name in options.nets
@@ -151,10 +152,10 @@ def _cell(accuracies: Sequence[float] | None) -> str:
     return spread(100 * np.array(accuracies)) if accuracies else ""
 
 
-def _print(title: str, pruned: dict, options: argparse.Namespace) -> None:
+def _print(pruned: dict, options: argparse.Namespace) -> None:
     ways = [*_WAYS, "path norm"]
     for name in options.nets:
-        lines = [[f"{way}", *(_cell(pruned[name, part, way]) for part in options.parts)] for way in ways]
+        lines = [[way, *(_cell(pruned[name, part, way]) for part in options.parts)] for way in ways]
         header = ["test accuracy in %, weights left", *(f"{100 * part:g}%" for part in options.parts)]
         print(f"\n### {name}, pruned\n\n{table(header, lines)}")
 

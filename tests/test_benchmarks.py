@@ -1,5 +1,6 @@
 """Benchmarks on a few made images: tables, pictures, and that what was computed is not computed again."""
 
+import copy
 import csv
 from pathlib import Path
 
@@ -109,9 +110,10 @@ def train_tiny(ecopt, *arguments):
     [
         ("widths", ["--nets", "mnist:2x3", "cifar10:1x2"], "cifar10, 1x2"),
         ("deep", ["--nets", "mnist:8x3"], "skeleton, momentum"),
-        ("convolutions", ["--nets", "mnist:conv4x3"], "He, momentum"),
+        ("convolutions", ["--nets", "mnist:conv4x3"], "small skeleton, momentum"),
         ("unbalanced", ["--nets", "mnist:2x3"], "unbalanced 2, Adam"),
         ("finetuning", ["--nets", "mnist:2x3", "--inner", "SGD"], "trained, unbalanced 2, SGD"),
+        ("penalties", ["--nets", "mnist:1x3"], "mnist, 1x3"),
         ("residual", ["--nets", "cifar10:resnet10x2", "--inner", "SGD", "--augment"], "(0.1)"),
     ],
 )
@@ -137,6 +139,43 @@ def test_ecopt_cost(table1, capsys):
 
     ecopt_cost.main(["--nets=1x3", "--inner=SGD", "--batch=4", "--rounds=1", "--seconds=0"])
     assert "| 1x3, SGD" in capsys.readouterr().out
+
+
+def test_ecopt_trained(table1, capsys):
+    import ecopt_trained
+
+    arguments = ["--nets", "mnist:2x4", "--rows", "60", "--steps", "4", "--seeds", "0", "1", "--picture", "t.png"]
+    ecopt_trained.main(["--data-home", ".", *arguments])
+    report = capsys.readouterr().out
+    assert "mnist:2x4, pruned" in report
+    assert "mnist:2x4, balanced" in report
+
+
+def test_alignment_and_pruning(table1):
+    """A permuted twin is aligned once both are balanced; the largest weights are left; twins share path norms."""
+    from ecopt_trained import aligned, magnitudes, path_shares, prune
+    from torch import nn
+
+    from sklearn_gradspace.pathspace import balance, rescale
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    twin = copy.deepcopy(net)
+    order = torch.randperm(8)
+    for parameter in (twin[0].weight, twin[0].bias):
+        parameter.data = parameter.data[order]
+    twin[2].weight.data = twin[2].weight.data[:, order]
+    rescale(twin, 10 ** torch.linspace(-2, 2, 13, dtype=torch.float64))
+    _, found = aligned(balance(net), balance(twin))
+    for mine, other in zip(net.parameters(), found.parameters()):
+        torch.testing.assert_close(mine, other)
+
+    ones = torch.ones(1, 6, dtype=torch.float64)
+    for mine, other in zip(path_shares(net, ones), path_shares(rescale(copy.deepcopy(net), [3.0] * 13), ones)):
+        torch.testing.assert_close(mine, other)
+    for before, after in zip(magnitudes(net), magnitudes(prune(net, 0.25, magnitudes))):
+        assert ((after == before) | (after == 0)).all()
+        assert before[after == 0].max() < torch.cat([part.flatten() for part in magnitudes(net)]).quantile(0.76)
 
 
 def test_path_sgd(table1):
