@@ -1,10 +1,24 @@
 """Gradient space and equivalent-class space of trained nets, as scikit-learn estimators."""
 
 from ._featurizer import GradientFeaturizer
+from ._finetune import finetune
 from ._gradient_kernel import GradientKernel
 from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
+from ._importance import EdgeImportance
+from ._importance_display import EdgeImportanceDisplay
+from ._prune import prune
 from .gradients import check_gradients
 
-__all__ = ["GradNetClassifier", "GradientFeaturizer", "GradientKernel", "GradientKernelClassifier", "check_gradients"]
+__all__ = [
+    "EdgeImportance",
+    "EdgeImportanceDisplay",
+    "GradNetClassifier",
+    "GradientFeaturizer",
+    "GradientKernel",
+    "GradientKernelClassifier",
+    "check_gradients",
+    "finetune",
+    "prune",
+]
 __version__ = "0.1.0"

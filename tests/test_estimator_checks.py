@@ -2,11 +2,20 @@
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_gradspace import GradientFeaturizer, GradientKernel, GradientKernelClassifier, GradNetClassifier
+from sklearn_gradspace import (
+    EdgeImportance,
+    GradientFeaturizer,
+    GradientKernel,
+    GradientKernelClassifier,
+    GradNetClassifier,
+)
 
 
 @parametrize_with_checks(
     [
+        EdgeImportance(),
+        EdgeImportance(criterion="survival", labels="all", per_class=True),
+        EdgeImportance(criterion="fisher", labels="sampled", layers="all"),
         GradientFeaturizer(),
         GradientFeaturizer(output="dense"),
         GradientFeaturizer(output="csr"),

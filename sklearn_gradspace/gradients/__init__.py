@@ -4,6 +4,7 @@ from ._array import GradientArray
 from ._blocks import Block
 from ._check import GradientCheck, check_gradients
 from ._engine import DTYPES, GradientEngine
+from ._entry_scores import VIEWS, add_powers, add_survivals, views
 from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
@@ -11,14 +12,15 @@ from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._gram import GradientGram, GradientTile
 from ._mask import as_mask
 from ._memory import free_bytes, require_memory
-from ._outputs import SCALARS, label_probabilities, two_logits
+from ._moments import ScoreMoments
+from ._outputs import SCALARS, label_probabilities, predicted_labels, two_logits
 from ._passes import over_batches
 from ._projection import Projection
 from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
 from ._selection import SELECTIONS
-from ._sharing import packed, shared_copy
+from ._sharing import own_copy, packed, shared_copy
 
 __all__ = [
     "DTYPES",
@@ -26,6 +28,7 @@ __all__ = [
     "SCALARS",
     "SCALES",
     "SELECTIONS",
+    "VIEWS",
     "Block",
     "EngineReport",
     "FactoredFeatures",
@@ -43,14 +46,20 @@ __all__ = [
     "Projection",
     "ScaleStatistics",
     "Scaler",
+    "ScoreMoments",
     "Whitening",
+    "add_powers",
+    "add_survivals",
     "as_mask",
     "check_gradients",
     "free_bytes",
     "label_probabilities",
     "over_batches",
+    "own_copy",
     "packed",
+    "predicted_labels",
     "require_memory",
     "shared_copy",
     "two_logits",
+    "views",
 ]

@@ -154,10 +154,13 @@ class FactoredGradients:
             raise KeyError(f"{name!r} is none of the parameters {', '.join(blocks)}.")
         return blocks[name]
 
-    def parts(self, name: str) -> Iterator[tuple[slice, Tensor]]:
-        """Yield gradients of one parameter, of shape (part, k, size), each valid until the next is asked for."""
+    def parts(self, name: str, n_bytes: int = _PART_BYTES) -> Iterator[tuple[slice, Tensor]]:
+        """Yield gradients of one parameter, of shape (part, k, size), each valid until the next is asked for.
+
+        A part takes `n_bytes`, unless a single row takes more.
+        """
         block, (n, k, _) = self._block(name), self.shape
-        step = min(n, max(1, _PART_BYTES // (k * block.size * self._engine.feature_dtype.itemsize)))
+        step = min(n, max(1, n_bytes // (k * block.size * self._engine.feature_dtype.itemsize)))
         shape, engine = (step, k, block.size), self._engine
         with engine.scratch.lent("parts", shape, engine.feature_dtype, engine.device) as place:
             for rows in slices(n, step):

@@ -26,6 +26,12 @@ def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.
         return copy.deepcopy(net, memo).eval()
 
 
+def own_copy(net: nn.Module) -> nn.Module:
+    """Return a copy of `net` with tensors of its own, also where torch's pruning has left some that were computed."""
+    with torch.no_grad():
+        return copy.deepcopy(net, {id(t): _like(t, t.detach().clone()) for t in _tensors(net)})
+
+
 def usable(device: torch.device | str) -> torch.device:
     """Return `device`, or the CPU with a warning where a CUDA device is meant and there is none."""
     device = torch.device(device)

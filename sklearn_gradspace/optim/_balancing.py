@@ -3,8 +3,8 @@
 import torch
 
 from ..pathspace import ScaleGraph
+from ._parameter_units import parameter_units
 from ._state import rescale_state
-from ._units import parameter_units
 
 
 class Balancing:

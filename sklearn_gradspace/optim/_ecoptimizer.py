@@ -10,7 +10,7 @@ from ..pathspace import ScaleGraph, scale_graph
 from ..pathspace._balance import canonical_scales
 from ..pathspace._rescale import apply_scales
 from ._balancing import Balancing
-from ._path_steps import PathSteps
+from ._path_steps import PathSteps, chain_coordinates
 from ._skeleton_start import is_deep_and_plain, set_skeleton_to_one
 
 _CHOICES = {"method": ("balanced", "path"), "init": ("auto", "keep", "skeleton"), "units": ("q", "raw")}
@@ -122,34 +122,28 @@ class ECOptimizer(torch.optim.Optimizer):
         graph = module_or_graph if isinstance(module_or_graph, ScaleGraph) else scale_graph(module_or_graph)
         if params is None:
             params = [parameter for parameter in graph.module.parameters() if parameter.requires_grad]
-        inner = optimizer(params, **kwargs)
-        self._space = None
-        super().__init__([dict(group, params=list(group["params"])) for group in inner.param_groups], inner.defaults)
-        self.inner = inner
-        optimized = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
-        fixed = [
-            name
-            for name, parameter in graph.module.named_parameters()
-            if id(parameter) not in optimized or not parameter.requires_grad
-        ]
-        exactly = torch.zeros_like(graph.approximate)
-        graph = replace(graph, approximate=exactly) if approximate else graph.without(graph.approximate)
-        self.graph = graph.without(graph.touching(fixed), "frozen parameters", "they are not trained")
-        self._starts = False
+        usual = optimizer(params, **kwargs)
+        super().__init__(usual.param_groups, usual.defaults)
+        self.graph = _trained_part(graph, self.param_groups, approximate)
         if not self.graph.n_units:
             warnings.warn(
                 "no unit of the net can be rescaled, so that there are no equivalence classes: this is "
                 f"{optimizer.__name__} alone. print(scale_graph(net)) says why.",
                 stacklevel=2,
             )
-            return
-        if init == "skeleton" or (init == "auto" and is_deep_and_plain(self.graph)):
+            method = None
+        elif init == "skeleton" or (init == "auto" and is_deep_and_plain(self.graph)):
             set_skeleton_to_one(self.graph)
-        self._starts = True
+        chains = [[chain_coordinates(self.graph)] if method == "path" else [] for _ in self.param_groups]
+        # Names of parameters would have to be as many as these.
+        plain = [{name: group[name] for name in group if name != "param_names"} for group in self.param_groups]
+        plain = [dict(group, params=[*group["params"], *chain]) for group, chain in zip(plain, chains, strict=True)]
+        self.inner = optimizer(plain, **kwargs)
+        self._space, self._starts = None, method is not None
         if method == "path":
-            self._space = PathSteps(self.graph, inner, units == "raw", path_penalty, chart_every)
-        else:
-            self._space = Balancing(self.graph, inner, balance_every)
+            self._space = PathSteps(self.graph, self.inner, units == "raw", path_penalty, chart_every)
+        elif method == "balanced":
+            self._space = Balancing(self.graph, self.inner, balance_every)
 
     def add_param_group(self, param_group: dict) -> None:
         """Add parameters, which are trained as `optimizer` does.
@@ -249,3 +243,13 @@ class ECOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict:
         hidden = ("_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured")
         return {n: v for n, v in vars(self).items() if n not in hidden and "hook" not in n} | super().__getstate__()
+
+
+def _trained_part(graph: ScaleGraph, groups: list[dict], approximate: bool) -> ScaleGraph:
+    """Return the graph of the units that may change their scales."""
+    optimized = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
+    fixed = [name for name, parameter in graph.module.named_parameters() if id(parameter) not in optimized]
+    if approximate:
+        graph = replace(graph, approximate=torch.zeros_like(graph.approximate))
+    graph = graph.without(graph.approximate)
+    return graph.without(graph.touching(fixed), "frozen parameters", "they are not trained")

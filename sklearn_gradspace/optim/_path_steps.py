@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..pathspace import ScaleGraph
 from ._chart import Chart, Entries, make_chart
+from ._parameter_units import ParameterUnits, parameter_units
 from ._state import clear_state, replace_state, rescale_state
-from ._units import ParameterUnits, parameter_units
 
 _LARGEST_STEP = 2.0  # by which a step may multiply or divide a chain's ratio: it never changes its sign
 _SAFE_RATIO = 2.0  # beyond which a new chart is made
@@ -46,6 +46,12 @@ class _Coordinates:
         return factor if self.length is None else factor * self.length
 
 
+def chain_coordinates(graph: ScaleGraph) -> Tensor:
+    """Return a vector for the coordinates of chains, which has no entries yet."""
+    like = parameter_units(graph)[0].parameter
+    return torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+
+
 class PathSteps:
     """Moves the coordinates of a chart, and the weights with them.
 
@@ -54,7 +60,7 @@ class PathSteps:
     graph : ScaleGraph
         The net's scale graph.
     inner : Optimizer
-        It moves the coordinates; each of its groups gets a vector of chain coordinates.
+        It moves the coordinates; the last of each of its groups is made by `chain_coordinates`.
     raw : bool
         Whether coordinates are path values themselves.
     penalty : float
@@ -65,26 +71,26 @@ class PathSteps:
 
     def __init__(self, graph: ScaleGraph, inner: torch.optim.Optimizer, raw: bool, penalty: float, every: int) -> None:
         self._graph, self._inner, self._raw, self._penalty, self._every = graph, inner, raw, penalty, every
-        self._units, self._parameters = parameter_units(graph), dict(graph.module.named_parameters())
-        like = self._units[0].parameter
-        self._like = torch.empty(0, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+        self._units, self._parameters = (
+            parameter_units(graph, without=penalty > 0),
+            dict(graph.module.named_parameters()),
+        )
+        self._chains = [group["params"][-1] for group in inner.param_groups]
+        self._like = torch.empty_like(self._chains[0])
         group_of = {id(parameter): i for i, group in enumerate(inner.param_groups) for parameter in group["params"]}
         self._group_of = {name: group_of.get(id(parameter), 0) for name, parameter in self._parameters.items()}
-        self._chains = [torch.zeros_like(self._like) for _ in inner.param_groups]
-        for group, coordinates in zip(inner.param_groups, self._chains, strict=True):
-            group["params"].append(coordinates)
         self._n_steps, self._chart = 0, None
 
     def step(self) -> None:
         """Let the inner optimizer make its step."""
         if self._chart is None:
-            self._set_chart(self._new_chart())
+            self._first_chart()
         chart, ratio = self._chart, self._ratio[:-1]
         self._set_chain_gradients()
         gradients = self._to_coordinates()
         frozen = {name: self._parameters[name][entries.index] for name, entries in chart.frozen.items()}
         self._inner.step()
-        for parameter, gradient in gradients:
+        for parameter, gradient in [*gradients, *((coordinates, None) for coordinates in self._chains)]:
             parameter.grad = gradient
         after = torch.cat(self._chains) / chart.length
         after = torch.where(after.isfinite(), after, ratio).clamp(ratio / _LARGEST_STEP, ratio * _LARGEST_STEP)
@@ -149,6 +155,12 @@ class PathSteps:
             coordinates.copy_(part)
         self._ratio = torch.cat([ratio, one])
         self._weights = torch.cat([chart.start * ratio / self._ratio[chart.parent], chart.held])
+
+    def _first_chart(self) -> None:
+        chart = self._new_chart()
+        for coordinates, length in zip(self._chains, chart.length.split(chart.sizes), strict=True):
+            replace_state(self._inner, coordinates, torch.full_like(length, -1, dtype=torch.int64), length)
+        self._set_chart(chart)
 
     def _new_chart(self) -> Chart:
         return make_chart(self._graph, self._raw, self._group_of, len(self._chains), self._like)

@@ -116,12 +116,15 @@ def _sums(units: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
 def _of_least_norm(squares: sparse.csr_array, fixed: np.ndarray) -> np.ndarray:
     """Return the logarithms x of the scales that minimise the sum of squares[t, r] exp(2 (x[t] - x[r])).
 
-    Newton's method with conjugate gradients. Units through which no path goes have no minimum, and stay.
+    Newton's method with conjugate gradients. Units through which no path goes from what is fixed to what is fixed have no
+    minimum, and stay.
     """
     logs = np.zeros(len(fixed))
-    reached = [breadth_first_order(matrix, 0, return_predecessors=False) for matrix in (squares.T, squares)]
-    free = np.intersect1d(*reached)
-    free = free[~fixed[free]]
+    number = np.where(fixed, 0, np.arange(len(fixed)))
+    weights = squares.tocoo()
+    paths = sparse.csr_array((weights.data, (number[weights.row], number[weights.col])), shape=squares.shape)
+    reached = [breadth_first_order(matrix, 0, return_predecessors=False) for matrix in (paths.T, paths)]
+    free = np.setdiff1d(np.intersect1d(*reached), [0])
     if not len(free):
         return logs
     for _ in range(_MAX_STEPS):

@@ -56,31 +56,38 @@ def interpret(module: nn.Module, domain: Domain) -> None:
     graph, opaque = trace(module)
     modules, values = dict(module.named_modules()), {}
     for node in graph.nodes:
-        args = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        try:
-            if node.op in ("placeholder", "get_attr"):
-                result = Value()
-            elif node.op == "output":
-                domain.pin(_values(args), "output", "")
-                break
-            elif node.op == "call_module":
-                if node.target in opaque:
-                    raise Unsupported(opaque[node.target])
-                result = _run_layer(domain, node.target, modules[node.target], *args[0], **args[1])
-            else:
-                operation = (OPERATIONS if node.op == "call_function" else METHODS).get(node.target)
-                if operation is None:
-                    if not _values(args):
-                        values[node] = PLAIN
-                        continue
-                    raise Unsupported("it is not known to commute with rescaling")
-                given, named = args[0], dict(args[1])
-                result = operation(domain, *([named.pop("input")] if "input" in named else []), *given, **named)
-        except Unsupported as reason:
-            where = node.target if node.op == "call_module" else f"{node.name} ({_layer_of(node)})"
-            domain.pin(_values(args), where, str(reason))
-            result = Value()
-        values[node] = result
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        given = _values((args, kwargs))
+        if node.op == "output":
+            domain.pin(given, "output", "")
+        elif node.op in ("placeholder", "get_attr"):
+            values[node] = Value()
+        elif node.op != "call_module" and not given:
+            values[node] = PLAIN
+        else:
+            try:
+                values[node] = _run(node, domain, modules, opaque, args, dict(kwargs))
+            except Unsupported as reason:
+                where = node.target if node.op == "call_module" else f"{node.name} ({_layer_of(node)})"
+                domain.pin(given, where, str(reason))
+                values[node] = Value()
+
+
+def _run(node: fx.Node, domain: Domain, modules, opaque, args, kwargs):
+    if "input" in kwargs:
+        args = (kwargs.pop("input"), *args)
+    if node.op == "call_module":
+        if node.target in opaque:
+            raise Unsupported(opaque[node.target])
+        operation = partial(_run_layer, where=node.target, layer=modules[node.target])
+    else:
+        operation = (OPERATIONS if node.op == "call_function" else METHODS).get(node.target)
+        if operation is None:
+            raise Unsupported("it is not known to commute with rescaling")
+    try:
+        return operation(domain, *args, **kwargs)
+    except TypeError as error:
+        raise Unsupported("it is called in a way that is not known") from error
 
 
 def _values(args) -> list[Value]:
@@ -94,7 +101,7 @@ def _layer_of(node: fx.Node) -> str:
     return next(reversed(stack), "") or "forward"
 
 
-def _run_layer(domain: Domain, where: str, layer: nn.Module, value: Value, *args, **kwargs) -> Value:
+def _run_layer(domain: Domain, value: Value = None, *args, where: str, layer: nn.Module, **kwargs) -> Value:
     kind = type(layer)
     if not isinstance(value, Value) or getattr(layer, "return_indices", False):
         raise Unsupported("it takes or gives more than one tensor")

@@ -9,7 +9,7 @@ from ..pathspace import ScaleGraph
 
 @dataclass(frozen=True)
 class ParameterUnits:
-    """One parameter that reads or writes a unit.
+    """The units of one parameter.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ class ParameterUnits:
         return None if factor is None else factor.to(self.parameter.dtype)
 
 
-def parameter_units(graph: ScaleGraph) -> list[ParameterUnits]:
-    """Return the units of all parameters that have some."""
+def parameter_units(graph: ScaleGraph, without: bool = False) -> list[ParameterUnits]:
+    """Return the units of all parameters that have some, or `without` that too."""
     parameters, found = dict(graph.module.named_parameters()), []
     for name, edges in graph.edges.items():
         parameter = parameters[name]
@@ -48,6 +48,6 @@ def parameter_units(graph: ScaleGraph) -> list[ParameterUnits]:
             i.reshape((1,) * (parameter.ndim - i.ndim) + tuple(i.shape)).to(parameter.device) if i.any() else None
             for i in edges[:2]
         ]
-        if any(i is not None for i in ids):
+        if without or any(i is not None for i in ids):
             found.append(ParameterUnits(name, parameter, *ids))
     return found

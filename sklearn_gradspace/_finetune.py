@@ -1,0 +1,192 @@
+"""Fine-tuning of chosen entries: a net is trained on, but for what a mask leaves out.
+
+A trained net, data and a mask enter; a new net leaves. What the optimizer sees, and has state for, is the vector of the
+chosen entries alone.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.utils import check_X_y
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.prune import BasePruningMethod
+
+from ._base_net import as_array, trained_classes
+from ._importance_checks import class_codes
+from ._net_classifier import NetClassifier
+from ._prune import checked_mask, module_of
+from ._rows import RowDataset
+from ._skorch_sklearn import check_device
+from .gradients import own_copy, two_logits
+
+
+def finetune(
+    net,
+    X,
+    y,
+    mask,
+    *,
+    lr=1e-3,
+    max_epochs=5,
+    batch_size=64,
+    optimizer=torch.optim.Adam,
+    update_statistics=False,
+    net_output=None,
+    device=None,
+    random_state=None,
+    verbose=0,
+    **kwargs,
+) -> nn.Module:
+    """Return a copy of a net in which the chosen entries were trained further, by cross-entropy.
+
+    Parameters
+    ----------
+    net : Module or fitted skorch net
+        The net, which returns logits. It is not changed. It may be pruned: ``finetune(prune(net, mask), X, y, mask)``.
+    X : array-like of shape (n_samples, ...)
+        Samples as the net takes them.
+    y : array-like of shape (n_samples,)
+        Class labels: those that a skorch net knows, as many as the net has outputs, or numbers from 0 on.
+    mask : dict of str to bool array or Tensor of the parameter's shape
+        Which entries to train, as of :meth:`EdgeImportance.mask`. Parameters that it leaves out are not trained.
+    lr : float, default=1e-3
+        Learning rate.
+    max_epochs : int, default=5
+        Number of passes over the data.
+    batch_size : int, default=64
+        Rows of a step.
+    optimizer : Optimizer class, default=Adam
+        Any of torch's. Its state is that of the chosen entries.
+    update_statistics : bool, default=False
+        Whether normalisation layers normalise by the batch and go on averaging their statistics.
+    net_output : callable, optional
+        Picks the logits from what the net returns, where that is a tuple or the like.
+    device : str or device, optional
+        Where to train; by default where the net is, where the result is in any case.
+    random_state : int, RandomState or None, default=None
+        Seed of the order of rows, and of dropout. Global random states are left alone.
+    verbose : int, default=0
+        Whether to print the epochs' losses.
+    **kwargs : dict
+        All else that a skorch net takes, such as ``optimizer__momentum=0.9`` or ``callbacks=[...]``.
+
+    Returns
+    -------
+    tuned : Module
+        A new net of the same kind, equal to `net` but for the chosen entries.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace import finetune
+    >>> net, X = torch.nn.Linear(2, 2), torch.randn(8, 2)
+    >>> mask = {"weight": torch.tensor([[True, False], [False, False]])}
+    >>> tuned = finetune(net, X, [0, 1] * 4, mask, random_state=0)
+    >>> (tuned.weight != net.weight).tolist()
+    [[True, False], [False, False]]
+    """
+    check_device(device)
+    tuned = own_copy(module_of(net))
+    mask = {name: entries for name, entries in checked_mask(tuned, mask).items() if entries.any()}
+    if not mask:
+        raise ValueError("mask chooses no entry of any parameter: at least one has to be True.")
+    home = tuned.get_parameter(next(iter(mask))).device
+    X, y = check_X_y(as_array(X), as_array(y), dtype="numeric", allow_nd=True, estimator="finetune")
+    device = home if device is None else torch.device(device)
+    chosen = ChosenEntries(tuned.to(device), {name: m.to(device) for name, m in mask.items()}, net_output)
+    chosen.update_statistics = update_statistics
+    n_labels = chosen.n_labels(X[:1])
+    trainer = _Trainer(
+        chosen,
+        classes=np.arange(n_labels),
+        optimizer=optimizer,
+        lr=lr,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        device=device,
+        verbose=verbose,
+        random_state=random_state,
+        **kwargs,
+    )
+    trainer.fit(RowDataset(X, class_codes(trained_classes(net), y, n_labels)[1]))
+    return chosen.finished().to(home)
+
+
+class ChosenEntries(nn.Module):
+    """A net as a function of some entries of its parameters, the only ones that are trained.
+
+    Parameters
+    ----------
+    net : Module
+        Its own; parameters are frozen, and written to by `finished`.
+    mask : dict of str to Tensor of bool
+        Which entries of which parameters.
+    output : callable, optional
+        Picks the logits from what the net returns.
+    """
+
+    update_statistics = False
+
+    def __init__(self, net: nn.Module, mask: dict[str, Tensor], output: Callable | None = None) -> None:
+        super().__init__()
+        self._required = {name: p.requires_grad for name, p in net.named_parameters()}
+        self._modes = [module.training for module in net.modules()]
+        self.net, self.output = net.requires_grad_(False), output
+        self.places = {name: entries.flatten().nonzero().flatten() for name, entries in mask.items()}
+        start = [net.get_parameter(name).flatten()[places] for name, places in self.places.items()]
+        self.entries = nn.Parameter(torch.cat(start))
+
+    def train(self, mode: bool = True) -> "ChosenEntries":
+        """Switch to training; normalisation layers only if their statistics are to be updated."""
+        super().train(mode)
+        for layer in self.net.modules():
+            if isinstance(layer, _NormBase) and layer.track_running_stats and not self.update_statistics:
+                layer.eval()
+        return self
+
+    def parameters_now(self) -> dict[str, Tensor]:
+        """Return the whole parameters, which depend on the chosen entries."""
+        parts = self.entries.split([len(places) for places in self.places.values()])
+        found = {}
+        for (name, places), part in zip(self.places.items(), parts):
+            whole = self.net.get_parameter(name)
+            found[name] = whole.flatten().index_copy(0, places, part).view(whole.shape)
+        return found
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Return logits of shape (n, n_classes), two where the net has one for the second of two labels."""
+        returned = functional_call(self.net, self.parameters_now(), (X,))
+        logits = returned if self.output is None else self.output(returned)
+        return two_logits(logits.unsqueeze(1) if logits.ndim == 1 else logits)
+
+    @torch.no_grad()
+    def n_labels(self, X: np.ndarray) -> int:
+        """Return the number of logits of a row."""
+        X = torch.from_numpy(X).to(self.entries.device)
+        return self.eval()(X.to(self.entries.dtype) if X.is_floating_point() else X).shape[1]
+
+    @torch.no_grad()
+    def finished(self) -> nn.Module:
+        """Return the net with the entries as they are now, and with its own modes and flags."""
+        for name, value in self.parameters_now().items():
+            self.net.get_parameter(name).copy_(value)
+        for module, mode in zip(self.net.modules(), self._modes):
+            module.training = mode
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, BasePruningMethod):
+                    hook(module, None)  # the masked weight, which torch makes anew in each forward pass
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(self._required[name])
+        return self.net
+
+
+class _Trainer(NetClassifier):
+    """Trains a module as it is, in its own precision and from where it is."""
+
+    def initialize_module(self):
+        """Take the module."""
+        self.module_ = self.module
+        return self

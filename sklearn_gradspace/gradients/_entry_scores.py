@@ -1,0 +1,129 @@
+"""Scores of the entries of gradients, summed over rows without holding the gradients of these.
+
+Rows of data enter; what they add to `ScoreMoments` leaves. The gradient of a linear layer that sees a vector is
+``delta a^T``, and so is its score, ``|delta|^p |a|^p``: sums over rows are matrix products of these factors. Gradients
+of other layers are formed a few rows at a time.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._engine import GradientEngine
+from ._factored import FactoredGradients
+from ._features import GradientFeatures
+from ._moments import ScoreMoments
+from ._outputs import Labels, label_probabilities
+
+_PART_BYTES = 2**24  # gradients of a parameter that are formed at a time: what a CPU's cache holds
+
+Views = tuple[Labels, Tensor | None]
+
+
+def views(engine: GradientEngine, X: np.ndarray, kind: str, y: Tensor | None, uniform: np.ndarray) -> Views:
+    """Return the labels whose gradients rows give, and how much each counts.
+
+    Parameters
+    ----------
+    engine : GradientEngine
+    X : ndarray of shape (n, ...)
+    kind : {"true", "predicted", "sampled", "expected", "all"}
+    y : Tensor of shape (n,), optional
+        Numbers of the true labels.
+    uniform : ndarray of shape (n,)
+        Random numbers in [0, 1), by which labels are drawn.
+
+    Returns
+    -------
+    labels : Tensor of shape (n,), "predicted" or None
+        As of :class:`GradientEngine`; None stands for all labels.
+    weights : Tensor of shape (n, n_labels) or None
+        Of the labels of a row, where it has several.
+    """
+    return _VIEWS[kind](engine, X, y, uniform)
+
+
+def _drawn(engine: GradientEngine, X: np.ndarray, y: Tensor | None, uniform: np.ndarray) -> Views:
+    cumulative = label_probabilities(engine.outputs(X).double()).cumsum(1)
+    below = torch.from_numpy(uniform).to(cumulative).unsqueeze(1) >= cumulative[:, :-1]
+    return below.sum(1), None
+
+
+def _expected(engine: GradientEngine, X: np.ndarray, y: Tensor | None, uniform: np.ndarray) -> Views:
+    return None, label_probabilities(engine.outputs(X).double()).to(engine.feature_dtype)
+
+
+def _all(engine: GradientEngine, X: np.ndarray, y: Tensor | None, uniform: np.ndarray) -> Views:
+    shape = (len(X), engine.n_labels)
+    return None, torch.full(shape, 1 / engine.n_labels, dtype=engine.feature_dtype, device=engine.device)
+
+
+_VIEWS: dict[str, Callable[..., Views]] = {
+    "true": lambda engine, X, y, uniform: (y, None),
+    "predicted": lambda engine, X, y, uniform: ("predicted", None),
+    "sampled": _drawn,
+    "expected": _expected,
+    "all": _all,
+}
+VIEWS = tuple(_VIEWS)
+
+
+def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of: Views, groups: Tensor, p: int) -> None:
+    """Add the scores ``sum_c weight_c |g_c|^p`` of the rows `X`, which one pass can take.
+
+    Parameters
+    ----------
+    moments : ScoreMoments
+    engine : GradientEngine
+    X : ndarray of shape (n, ...)
+    of : tuple
+        What :func:`views` returned for the rows.
+    groups : Tensor of shape (n,)
+        The number of each row's group.
+    p : int
+    """
+    labels, weights = of
+    gradients = FactoredGradients(engine, X, labels)
+    with engine.computing(), torch.no_grad():
+        moments.count(groups)
+        for block in engine.blocks:
+            if block.name in gradients.factors:
+                deltas, inputs = (factor.abs() for factor in gradients.factors[block.name])
+                of_unit, of_input = _divided(deltas, (0, 1)), _divided(inputs, (0,))
+                left, right = _weighted(deltas.pow_(p), weights), inputs.pow_(p)
+                scale = torch.outer(of_unit.flatten(), of_input.flatten()) ** p
+                moments.add_products(block.name, left, right, groups, scale)
+                continue
+            for rows, part in gradients.parts(block.name, _PART_BYTES):
+                part.abs_()
+                scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p
+                scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])
+                moments.add(block.name, scores, groups[rows], scale)
+
+
+def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarray, of: Views, groups: Tensor) -> None:
+    """Add for each entry whether selection leaves it, ``sum_c weight_c [g_c survives]``; else as :func:`add_powers`."""
+    labels, weights = of
+    moments.count(groups)
+    start = 0
+    for part in features.parts(X, labels):
+        rows = slice(start, start + len(part))
+        scores = _weighted(part.copy_(part != 0), None if weights is None else weights[rows])
+        for block in features.blocks:
+            moments.add(block.name, scores[:, block.slice], groups[rows])
+        start = rows.stop
+
+
+def _divided(magnitudes: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Divide in place by the largest along `axes`, or by 1 where that is 0; return the divisors as doubles."""
+    largest = magnitudes.amax(axes, keepdim=True)
+    largest = torch.where(largest == 0, 1, largest)
+    magnitudes.div_(largest)
+    return largest.double()
+
+
+def _weighted(scores: Tensor, weights: Tensor | None) -> Tensor:
+    """Return scores of shape (n, size) from those of all labels, of shape (n, k, size)."""
+    return scores.squeeze(1) if weights is None else torch.einsum("nk,nkp->np", weights, scores)

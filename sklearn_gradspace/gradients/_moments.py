@@ -1,0 +1,86 @@
+"""Mean and standard error over rows of a score that every entry of a parameter has.
+
+Scores of rows, or the factors of scores that are outer products, enter batch by batch; means and standard errors leave.
+What is kept are two sums of each entry for each group of rows, however many rows there are.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._blocks import Block
+
+
+class ScoreMoments:
+    """Sums and sums of squares of scores over rows, in double precision, apart for groups of rows.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        The parameters, whose entries have the scores.
+    n_groups : int
+    device : device
+        Where the sums are.
+
+    Attributes
+    ----------
+    counts : Tensor of shape (n_groups,)
+        Number of rows of each group.
+
+    Notes
+    -----
+    Within a batch the sums are in the precision of the scores, which enter divided by their largest: the square of a
+    squared gradient would else leave the range of single precision.
+    """
+
+    def __init__(self, blocks: Sequence[Block], n_groups: int, device: torch.device) -> None:
+        def zeros() -> dict[str, Tensor]:
+            return {
+                block.name: torch.zeros(n_groups, block.size, dtype=torch.float64, device=device) for block in blocks
+            }
+
+        self._shapes = {block.name: block.shape for block in blocks}
+        self._sums, self._squares = zeros(), zeros()
+        self.counts = torch.zeros(n_groups, dtype=torch.int64, device=device)
+
+    def count(self, groups: Tensor) -> None:
+        """Count rows, each with the number of its group."""
+        self.counts += torch.bincount(groups, minlength=len(self.counts))
+
+    def add(self, name: str, scores: Tensor, groups: Tensor, scale: Tensor | float = 1.0) -> None:
+        """Add scores of shape (n, size), to be multiplied by `scale`; they are written over."""
+        of_group = torch.nn.functional.one_hot(groups, len(self.counts)).T.to(scores.dtype)  # (n_groups, n)
+        self._sums[name] += (of_group @ scores).double() * scale
+        self._squares[name] += (of_group @ scores.square_()).double() * scale**2
+
+    def add_products(self, name: str, left: Tensor, right: Tensor, groups: Tensor, scale: Tensor) -> None:
+        """Add the scores ``left_i right_j``, to be multiplied by ``scale_ij``, without forming those of a row.
+
+        Parameters
+        ----------
+        name : str
+        left : Tensor of shape (n, n_out)
+        right : Tensor of shape (n, n_in)
+        groups : Tensor of shape (n,)
+        scale : Tensor of shape (n_out, n_in)
+        """
+        scale = scale.flatten()
+        for group in range(len(self.counts)):
+            of_group = groups == group
+            u, v = left[of_group], right[of_group]
+            self._sums[name][group] += (u.T @ v).flatten().double() * scale
+            self._squares[name][group] += (u.square().T @ v.square()).flatten().double() * scale**2
+
+    def mean(self, name: str, groups: Sequence[int]) -> Tensor:
+        """Return the mean score of the rows of some groups, of the parameter's shape; NaN where there are none."""
+        groups = list(groups)
+        return (self._sums[name][groups].sum(0) / self.counts[groups].sum()).view(self._shapes[name])
+
+    def standard_error(self, name: str, groups: Sequence[int]) -> Tensor:
+        """Return the standard error of `mean`; NaN where there are less than two rows."""
+        groups = list(groups)
+        n, total = self.counts[groups].sum().double(), self._sums[name][groups].sum(0)
+        deviations = (self._squares[name][groups].sum(0) - total.square() / n).clamp(min=0)
+        errors = (deviations / n / (n - 1)).sqrt() if n > 1 else torch.full_like(deviations, torch.nan)
+        return errors.view(self._shapes[name])

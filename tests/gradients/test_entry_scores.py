@@ -1,0 +1,50 @@
+"""Scores of entries: which labels rows give, and sums over rows whichever way these are cut."""
+
+import numpy as np
+import pytest
+import torch
+from asserts import assert_close
+from cases import BY_NAME
+
+from sklearn_gradspace.gradients import ScoreMoments, add_powers, label_probabilities, views
+from sklearn_gradspace.gradients import _entry_scores as module
+
+
+@pytest.mark.parametrize("name", ["mlp of three layers", "one logit"])
+def test_views(name):
+    case = BY_NAME[name]
+    engine, n = case.engine(), len(case.X)
+    probabilities = label_probabilities(engine.outputs(case.X))
+    n_labels, y = probabilities.shape[1], torch.zeros(n, dtype=torch.int64)
+    assert views(engine, case.X, "true", y, np.empty(0)) == (y, None)
+    assert views(engine, case.X, "predicted", None, np.empty(0)) == ("predicted", None)
+    labels, weights = views(engine, case.X, "expected", None, np.empty(0))
+    assert labels is None
+    assert_close(weights, probabilities)
+    assert_close(views(engine, case.X, "all", None, np.empty(0))[1], np.full((n, n_labels), 1 / n_labels))
+
+
+def test_drawn_labels_have_the_probabilities_of_the_net():
+    case = BY_NAME["mlp of three layers"]
+    engine, X = case.engine(), np.repeat(case.X[:1], 10000, 0)
+    uniform = (np.arange(10000) + 0.5) / 10000
+    labels, weights = views(engine, X, "sampled", None, uniform)
+    assert weights is None
+    share = torch.bincount(labels, minlength=3) / 10000
+    assert (share - label_probabilities(engine.outputs(X[:1]))[0]).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("part_bytes", [1, 2**24])
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_parts_do_not_show(part_bytes, p, monkeypatch):
+    monkeypatch.setattr(module, "_PART_BYTES", part_bytes)
+    case = BY_NAME["conv2d twice"]
+    engine = case.engine()
+    moments = ScoreMoments(engine.blocks, 2, engine.device)
+    groups = torch.arange(len(case.X)) % 2
+    add_powers(moments, engine, case.X, views(engine, case.X, "all", None, np.empty(0)), groups, p)
+    scores = engine(case.X).abs().pow(p).mean(1)
+    for block in engine.blocks:
+        expected = scores[:, block.slice].view(-1, *block.shape)
+        assert_close(moments.mean(block.name, [0, 1]), expected.mean(0))
+        assert_close(moments.mean(block.name, [1]), expected[groups == 1].mean(0))
