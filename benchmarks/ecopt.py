@@ -31,16 +31,19 @@ from tqdm.auto import tqdm
 
 from sklearn_gradspace.pathspace import scale_graph
 
-_DEEP = {"starts": ["default", "He", "skeleton", "small skeleton"], "inner": ["momentum"]}
 _OF_WEIGHTS = ["weights", "balanced once", "balanced", "path"]
+_DEEP = {"starts": ["He", "skeleton", "small skeleton"], "inner": ["momentum"], "spaces": _OF_WEIGHTS}
 EXPERIMENTS = {
     "widths": {"nets": ["mnist:2x8", "mnist:2x32", "mnist:2x128", "mnist:4x64", "cifar10:3x48"]},
-    "deep": _DEEP
-    | {"nets": ["mnist:8x32", "mnist:34x32"], "spaces": _OF_WEIGHTS, "rates": [0.0001, 0.001, 0.0032, 0.01, 0.032]},
-    "convolutions": _DEEP
-    | {"nets": ["mnist:conv8x12"], "spaces": _OF_WEIGHTS, "rates": [0.001, 0.01, 0.1], "side": 14, "seeds": [0, 1]},
+    "deep": _DEEP | {"nets": ["mnist:8x32", "mnist:34x32"], "rates": [0.001, 0.0032, 0.01, 0.032]},
+    "convolutions": _DEEP | {"nets": ["mnist:conv8x12"], "rates": [0.0032, 0.01, 0.032], "side": 14, "seeds": [0, 1]},
     "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"]},
-    "finetuning": {"nets": ["mnist:2x32"], "starts": ["trained", "trained, unbalanced 1", "trained, unbalanced 2"]},
+    "finetuning": {
+        "nets": ["mnist:2x32"],
+        "starts": ["trained", "trained, unbalanced 2"],
+        "inner": ["SGD", "momentum"],
+        "spaces": _OF_WEIGHTS,
+    },
     "residual": {
         "nets": ["cifar10:plain10x8", "cifar10:resnet10x8"],
         "starts": ["default", "skeleton"],
@@ -49,7 +52,7 @@ EXPERIMENTS = {
         "rates": [0.1, 0.32, 1.0],
         "seeds": [0, 1],
         "side": 16,
-        "steps": 200,
+        "steps": 100,
     },
     "penalties": {
         "nets": ["mnist:2x128"],
