@@ -17,12 +17,8 @@ INNER = {
     "momentum": (torch.optim.SGD, {"momentum": 0.9}),
     "Adam": (torch.optim.Adam, {}),
 }
-RATES = {
-    "SGD": (0.01, 0.032, 0.1, 0.32, 1.0),
-    "momentum": (0.001, 0.0032, 0.01, 0.032, 0.1),
-    "Adam": (0.0001, 0.00032, 0.001, 0.0032, 0.01),
-    "Path-SGD": (0.001, 0.0032, 0.01, 0.032, 0.1),
-}
+_FIRST_RATE = {"SGD": -4, "momentum": -6, "Adam": -8, "Path-SGD": -6}  # of the grid, in half powers of ten
+_N_RATES = 5
 
 
 class PathSGD(torch.optim.Optimizer):
@@ -99,8 +95,9 @@ SPACES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 OURS = ("balanced", "path")
 
 
-def rates(space: str, inner: str) -> tuple[float, ...]:
-    """Return the grid of a contender's learning rates; none if there is no such contender."""
-    if space == "Path-SGD":
-        return RATES[space] if inner == "SGD" else ()
-    return RATES[inner]
+def rates(space: str, inner: str, lower: int = 0) -> list[float]:
+    """Return the grid of a contender's learning rates, with `lower` ones more; none if there is no such contender."""
+    if space == "Path-SGD" and inner != "SGD":
+        return []
+    first = _FIRST_RATE[space if space in _FIRST_RATE else inner]
+    return [float(f"{10 ** (i / 2):.2g}") for i in range(first - lower, first + _N_RATES)]

@@ -37,7 +37,7 @@ EXPERIMENTS = {
     "widths": {"nets": ["mnist:2x8", "mnist:2x32", "mnist:2x128", "mnist:4x64", "cifar10:3x48"]},
     "deep": _DEEP | {"nets": ["mnist:8x32", "mnist:34x32"], "rates": [0.001, 0.0032, 0.01, 0.032]},
     "convolutions": _DEEP | {"nets": ["mnist:conv8x12"], "rates": [0.0032, 0.01, 0.032], "side": 14, "seeds": [0, 1]},
-    "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"]},
+    "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"], "lower": 2},
     "finetuning": {
         "nets": ["mnist:2x32"],
         "starts": ["trained", "trained, unbalanced 2"],
@@ -90,7 +90,7 @@ def _asked(options: argparse.Namespace):
     line = machine(torch.device(options.device))
     cases = product(options.nets, options.starts, options.inner, options.spaces, options.seeds)
     for net, start, inner, space, seed in cases:
-        grid = rates(space, inner)
+        grid = rates(space, inner, options.lower)
         if options.rates and grid:
             grid = options.rates
         for lr, penalty in product(grid, options.penalties):
@@ -121,6 +121,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--inner", nargs="+", choices=INNER, default=list(INNER), help="optimizers that make the steps")
     add("--spaces", nargs="+", choices=SPACES, default=list(SPACES), help="where they are made")
     add("--rates", type=float, nargs="+", help="instead of each contender's own grid")
+    add("--lower", type=int, default=0, help="number of rates below that")
     add("--penalties", type=float, nargs="+", default=[0.0], help="weight decay, or of the basis-path norm")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--rows", type=int, default=10000, help="at most so many training rows; 0 takes all")
