@@ -35,7 +35,7 @@ _OF_WEIGHTS = ["weights", "balanced once", "balanced", "path"]
 _DEEP = {"starts": ["He", "skeleton", "small skeleton"], "inner": ["momentum"], "spaces": _OF_WEIGHTS}
 EXPERIMENTS = {
     "widths": {"nets": ["mnist:2x8", "mnist:2x32", "mnist:2x128", "mnist:4x64", "cifar10:3x48"]},
-    "deep": _DEEP | {"nets": ["mnist:8x32", "mnist:34x32"], "rates": [0.001, 0.0032, 0.01, 0.032]},
+    "deep": _DEEP | {"nets": ["mnist:8x32", "mnist:34x32"], "rates": [0.00032, 0.001, 0.0032, 0.01, 0.032]},
     "convolutions": _DEEP | {"nets": ["mnist:conv8x12"], "rates": [0.0032, 0.01, 0.032], "side": 14, "seeds": [0, 1]},
     "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"], "lower": 2},
     "finetuning": {

@@ -1,6 +1,6 @@
 """What balancing is good for once nets are trained: pruning by magnitude, and averaging of aligned nets.
 
-    python benchmarks/ecopt_trained.py --data-home DIR [--nets mnist:2x128 mnist:4x64] [--seeds 0 1 2] [--device cuda]
+    python benchmarks/ecopt_trained.py --data-home DIR [--nets mnist:2x128 mnist:4x64] [--device cuda] [--csv FILE]
 
 Nets are pruned as they were trained, as twins whose units are scaled by 10^U(-a, a), and balanced: all weights of the
 least magnitude become zero, across layers. The control is a score that needs no balancing, a weight's share of the
@@ -10,6 +10,7 @@ for all twins that are balanced.
 """
 
 import argparse
+import csv
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"\n### Two nets averaged\n\n{table(['test accuracy in %', 'one net', 'averaged', 'aligned, averaged'], lines)}"
     )
+    _write(pruned, averaged, options)
     if options.picture:
         _draw(pruned, options)
 
@@ -160,6 +162,15 @@ def _print(pruned: dict, options: argparse.Namespace) -> None:
         print(f"\n### {name}, pruned\n\n{table(header, lines)}")
 
 
+def _write(pruned: dict, averaged: dict, options: argparse.Namespace) -> None:
+    with open(options.csv, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["net", "seed", "way", "kind", "test"])
+        kinds = [(net, way, f"{part:g} left", tests) for (net, part, way), tests in pruned.items()]
+        for net, way, kind, tests in kinds + [(*case, tests) for case, tests in averaged.items()]:
+            writer.writerows([net, seed, way, kind, test] for seed, test in zip(options.seeds, tests))
+
+
 def _draw(pruned: dict, options: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
@@ -187,6 +198,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--rows", type=int, default=10000)
     add("--steps", type=int, default=936)
+    add("--csv", default="ecopt_trained.csv", help="file of results")
     add("--picture", help="file to draw to")
     return parser.parse_args(arguments)
 

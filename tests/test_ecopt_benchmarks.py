@@ -81,6 +81,8 @@ def test_ecopt_trained(folder, capsys):
     report = capsys.readouterr().out
     assert "mnist:2x4, pruned" in report
     assert "mnist:2x4, balanced" in report
+    with open("ecopt_trained.csv") as file:
+        assert len(list(csv.DictReader(file))) == 2 * (5 * 5 + 2 * 4 + 1)
 
 
 def test_alignment_and_pruning(folder):
