@@ -41,7 +41,7 @@ EXPERIMENTS = {
     "finetuning": {
         "nets": ["mnist:2x32"],
         "starts": ["trained", "trained, unbalanced 2"],
-        "inner": ["SGD", "momentum"],
+        "inner": ["momentum"],
         "spaces": _OF_WEIGHTS,
     },
     "residual": {

@@ -44,7 +44,7 @@ def train_tiny(ecopt, *arguments):
         ("deep", ["--nets", "mnist:8x3"], "skeleton, momentum"),
         ("convolutions", ["--nets", "mnist:conv4x3"], "small skeleton, momentum"),
         ("unbalanced", ["--nets", "mnist:2x3"], "unbalanced 2, Adam"),
-        ("finetuning", ["--nets", "mnist:2x3", "--inner", "SGD"], "trained, unbalanced 2, SGD"),
+        ("finetuning", ["--nets", "mnist:2x3"], "trained, unbalanced 2, momentum"),
         ("penalties", ["--nets", "mnist:1x3"], "mnist, 1x3"),
         ("residual", ["--nets", "cifar10:resnet10x2", "--inner", "SGD", "--augment"], "(0.1)"),
     ],
