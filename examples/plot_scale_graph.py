@@ -76,9 +76,8 @@ images = torch.randn(2, 3, 64, 64, dtype=torch.double)
 with torch.no_grad():
     outputs, of_twin = net(images), twin(images)
 print(f"largest difference of outputs: {(outputs - of_twin).abs().max() / outputs.abs().max():.1e}, relative")
-print(
-    f"largest difference of weights: {max((a - b).abs().max() for a, b in zip(net.parameters(), twin.parameters())):.1f}"
-)
+differences = [(a - b).abs().max().item() for a, b in zip(net.parameters(), twin.parameters())]
+print(f"largest difference of weights: {max(differences):.1f}")
 print(f"equivalent: {equivalent(net, twin)}")
 
 # %%

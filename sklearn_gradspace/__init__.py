@@ -1,5 +1,6 @@
 """Gradient space and equivalent-class space of trained nets, as scikit-learn estimators."""
 
+from ._ecopt import ECOptClassifier, ECOptRegressor
 from ._featurizer import GradientFeaturizer
 from ._finetune import finetune
 from ._gradient_kernel import GradientKernel
@@ -11,6 +12,8 @@ from ._prune import prune
 from .gradients import check_gradients
 
 __all__ = [
+    "ECOptClassifier",
+    "ECOptRegressor",
     "EdgeImportance",
     "EdgeImportanceDisplay",
     "GradNetClassifier",

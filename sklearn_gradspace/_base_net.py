@@ -4,7 +4,6 @@ A parameter `net` and training data enter; a trained module leaves.
 """
 
 import copy
-from math import prod
 
 import numpy as np
 import torch
@@ -104,8 +103,7 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
     if y is None:
         raise ValueError("without a trained net the estimator requires y to be passed, but the target y is None.")
     if net is None:
-        sizes = {"module__n_features": prod(X.shape[1:])}
-        classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu", **sizes)
+        classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu")
         return classifier.fit(X.astype(np.float32), y).module_
     returned = net(X.astype(np.float32) if X.dtype == np.float64 else X, y)
     module = trained_module(returned)

@@ -13,7 +13,8 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from ._held_out import HeldOutMixin
-from ._net_classifier import NetClassifier, is_skorchs_own
+from ._net_classifier import NetClassifier
+from ._net_estimator import is_skorchs_own
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import FactoredFeatures, GradientArray, two_logits

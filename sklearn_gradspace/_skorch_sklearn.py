@@ -3,8 +3,10 @@
 `SklearnNetMixin` stands to the left of a skorch class. Each override says which habit of skorch it mends.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from threading import RLock
 from typing import ClassVar
 
@@ -137,27 +139,28 @@ class SklearnNetMixin:
             self._rng_states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
 
     def initialize_module(self):
-        """Make the module, with the sizes that the data of `fit` have."""
-        kwargs = self.get_params_for("module")
-        if isinstance(self.module, type):
-            if hasattr(self, "n_features_in_"):
-                kwargs = self._module_sizes() | kwargs
-            try:
-                module = self.initialized_instance(self.module, kwargs)
-            except TypeError as error:
-                if hasattr(self, "n_features_in_"):
-                    raise
-                raise NotFittedError(
-                    f"{type(self).__name__} takes the sizes of its module from data: call fit or partial_fit, or give "
-                    f"them as module__... parameters ({error})."
-                ) from error
-        else:
+        """Make the module, with those of the data's sizes that it has arguments for; copy one that is there already."""
+        if not callable(self.module):
+            raise TypeError(f"module={self.module!r} is neither a Module nor a class or function that makes one.")
+        kwargs, has_data = self.get_params_for("module"), hasattr(self, "n_features_in_")
+        if has_data and not isinstance(self.module, nn.Module):
+            taken = signature(self.module).parameters
+            kwargs = {name: size for name, size in self._module_sizes().items() if name in taken} | kwargs
+        try:
             module = self.initialized_instance(self.module, kwargs)
+        except TypeError as error:
+            if has_data:
+                raise TypeError(f"module: {error}. Give what it needs beyond {[*kwargs]} as module__...") from error
+            raise NotFittedError(
+                f"{type(self).__name__} takes the sizes of its module from data: call fit or partial_fit, or give "
+                f"them as module__... parameters ({error})."
+            ) from error
+        module = copy.deepcopy(module) if module is self.module else module
         self.module_ = module.to(self._run_device, getattr(self, "_dtype", torch.get_default_dtype()))
         return self
 
     def _module_sizes(self) -> dict:
-        """Return the arguments of a module class that follow from the data."""
+        """Return what a module class may want to know of the data, by the names of its arguments."""
         return {}
 
     def get_iterator(self, dataset, training=False):

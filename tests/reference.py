@@ -105,3 +105,21 @@ def _product(first, second, normalize):
         return product / len(first)
     lengths = np.linalg.norm(first) * np.linalg.norm(second)
     return product / lengths if lengths else 0.0
+
+
+def jacobian(function, parameters):
+    """Return the Jacobian, of shape (n_values, n_params), of what `function()` returns in the parameters."""
+    values = function().flatten()
+    unit = torch.eye(len(values), dtype=values.dtype)
+    columns = torch.autograd.grad(values, parameters, unit, is_grads_batched=True, allow_unused=True)
+    zeros = [torch.zeros(len(values), *parameter.shape) for parameter in parameters]
+    return torch.cat([(zero if column is None else column).flatten(1) for zero, column in zip(zeros, columns)], 1)
+
+
+def rank(matrix, tolerance=1e-9):
+    """Return the rank of a matrix, whose singular values have to leave no doubt about it."""
+    singular = torch.linalg.svdvals(matrix)
+    singular = singular / singular[0]
+    rank = int((singular > tolerance).sum())
+    assert singular[rank - 1] > 1e-7 and (singular[rank:] < 1e-13).all(), singular
+    return rank

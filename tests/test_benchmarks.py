@@ -108,3 +108,12 @@ def test_images(table1):
         assert len(equal) == 1
         found.add(equal[0])
     assert len(found) > 5
+
+
+def test_small_data(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(_BENCHMARKS)
+    import small_data
+
+    small_data.main(["--seeds", "1", "--data", "iris", "Friedman"])
+    table = capsys.readouterr().out
+    assert all(f"| {name} " in table for name in ("MLP of scikit-learn", "EC-Opt, defaults", "SGD with these settings"))

@@ -3,6 +3,8 @@
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_gradspace import (
+    ECOptClassifier,
+    ECOptRegressor,
     EdgeImportance,
     GradientFeaturizer,
     GradientKernel,
@@ -13,6 +15,10 @@ from sklearn_gradspace import (
 
 @parametrize_with_checks(
     [
+        ECOptClassifier(),
+        ECOptClassifier(method="path", optimizer="adam", lr=0.01),
+        ECOptRegressor(),
+        ECOptRegressor(method="path", path_penalty=1e-4),
         EdgeImportance(),
         EdgeImportance(criterion="survival", labels="all", per_class=True),
         EdgeImportance(criterion="fisher", labels="sampled", layers="all"),

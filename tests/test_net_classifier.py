@@ -46,7 +46,7 @@ def test_labels_as_tensor_and_as_column():
 
 
 def test_a_skorch_dataset():
-    net = make(module__n_features=6, module__n_classes=2).fit(Dataset(X, y), None)
+    net = make(module__n_features=6, module__n_outputs=2).fit(Dataset(X, y), None)
     assert net.score(X, y) > 0.9
     np.testing.assert_array_equal(net.classes_, [0, 1])
 
@@ -155,3 +155,30 @@ def test_set_params_on_a_fitted_net_reinitializes_as_in_skorch():
     assert net.optimizer_.param_groups[0]["lr"] == 0.5
     net.set_params(module__hidden_layer_sizes=(3,))
     assert net.module_.layers[1].out_features == 3
+
+
+def test_an_instance_is_copied():
+    module = MLP(6, 2)
+    before = [p.detach().clone() for p in module.parameters()]
+    net = NetClassifier(module, random_state=0, max_epochs=20)
+    first = net.fit(X, y).predict_proba(X)
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(module.parameters(), before))
+    np.testing.assert_array_equal(net.fit(X, y).predict_proba(X), first)  # not from where the first fit ended
+    start = NetClassifier(module, max_epochs=0).fit(X, y).module_
+    assert all(torch.equal(p, q) for p, q in zip(start.parameters(), before))
+
+
+def test_a_module_gets_the_sizes_that_it_asks_for():
+    made = []
+
+    def build(n_classes, width=3, *, n_features):
+        made.append((n_classes, width, n_features))
+        return nn.Sequential(nn.Flatten(), nn.Linear(n_features, n_classes))
+
+    images = X.reshape(40, 2, 3)
+    NetClassifier(build, max_epochs=1).fit(images, y)
+    NetClassifier(build, max_epochs=1, module__width=5).fit(images, y)
+    NetClassifier(lambda: nn.Linear(6, 2), max_epochs=1).fit(X, y)
+    assert made == [(2, 3, 6), (2, 5, 6)]
+    with pytest.raises(TypeError, match=r"'n_labels'.*beyond \['n_features'\] as module__"):
+        NetClassifier(lambda n_features, n_labels: None).fit(X, y)

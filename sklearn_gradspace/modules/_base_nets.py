@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Fully connected ReLU net from samples of any shape to logits.
+    """Fully connected ReLU net from samples of any shape to outputs.
 
     Parameters
     ----------
     n_features : int
         Number of entries of a sample.
-    n_classes : int
+    n_outputs : int
         Number of outputs.
     hidden_layer_sizes : sequence of int
         Widths of the hidden layers.
@@ -26,14 +26,14 @@ class MLP(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, n_features: int, n_classes: int, hidden_layer_sizes: Sequence[int] = (32,)) -> None:
+    def __init__(self, n_features: int, n_outputs: int, hidden_layer_sizes: Sequence[int] = (32,)) -> None:
         super().__init__()
         widths = [n_features, *hidden_layer_sizes]
         hidden = [layer for n_in, n_out in pairwise(widths) for layer in (nn.Linear(n_in, n_out), nn.ReLU())]
-        self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], n_classes))
+        self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], n_outputs))
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Return logits of shape (n, n_classes) for samples of shape (n, ...)."""
+        """Return outputs of shape (n, n_outputs) for samples of shape (n, ...)."""
         return self.layers(samples)
 
 

@@ -11,9 +11,9 @@ from ..pathspace._balance import canonical_scales
 from ..pathspace._rescale import apply_scales
 from ._balancing import Balancing
 from ._path_steps import PathSteps, chain_coordinates
-from ._skeleton_start import is_deep_and_plain, set_skeleton_to_one
+from ._skeleton_start import is_deep_and_plain, set_near_identity, set_skeleton_to_one
 
-_CHOICES = {"method": ("balanced", "path"), "init": ("auto", "keep", "skeleton"), "units": ("q", "raw")}
+_CHOICES = {"method": ("balanced", "path"), "init": ("auto", "keep", "skeleton", "identity"), "units": ("q", "raw")}
 
 
 class ECOptimizer(torch.optim.Optimizer):
@@ -31,14 +31,15 @@ class ECOptimizer(torch.optim.Optimizer):
     params : iterable of Parameter or dict, optional
         Parameters, or groups of them, as torch's optimizers take them; by default all that require a gradient. Those
         that are left out stay as they are, and so do the scales of units that they read or write.
-    method : {"balanced", "path"}, default="balanced"
-        "balanced" makes steps in the weights of a representative in which what writes a unit has the same norm as what
-        reads it, and goes back towards it every `balance_every` steps. "path" makes steps in the values of basis paths
-        [1]_. In both the optimizer's state is carried along.
-    init : {"auto", "keep", "skeleton"}, default="auto"
-        "keep" starts with the canonical twin, in the first step. "skeleton" sets skeleton weights to 1, at once, which
-        changes the function: it makes deep plain nets trainable. "auto" is "skeleton" if a unit is more than six
-        layers behind the next input, batch norm or shortcut, and else "keep".
+    method : {"path", "balanced"}, default="path"
+        "path" makes steps in the values of basis paths [1]_. "balanced" makes steps in the weights of a representative
+        in which what writes a unit has the same norm as what reads it, and goes back towards it every `balance_every`
+        steps. In both the optimizer's state is carried along.
+    init : {"auto", "keep", "skeleton", "identity"}, default="auto"
+        "keep" starts with the canonical twin, in the first step. The others change the function, at once, and make deep
+        plain nets trainable: "skeleton" sets skeleton weights to 1; "identity" sets biases to 0 as well, and divides
+        all other weights by the number of layers. "auto" is "identity" if a unit is more than six layers behind the
+        next input, batch norm or shortcut, and else "keep".
     units : {"q", "raw"}, default="q"
         Units of length of ``method="path"``. "raw" are path values themselves, as in the authors' rule. With "q" a
         weight is measured by itself, and a chain of skeleton weights by the length of the change of all weights that
@@ -48,9 +49,9 @@ class ECOptimizer(torch.optim.Optimizer):
     approximate : bool, default=False
         Whether units in front of a batch norm are among those that can be rescaled, though its ``eps`` makes the net
         invariant only nearly.
-    balance_every : int, default=16
+    balance_every : int, default=100
         Number of steps between two sweeps of ``method="balanced"``.
-    chart_every : int, default=100
+    chart_every : int, default=10
         Number of steps after which ``method="path"`` takes another skeleton if one of its path values has become more
         than twice as large, or less than half as large, as when it was taken.
     **kwargs : dict
@@ -72,8 +73,8 @@ class ECOptimizer(torch.optim.Optimizer):
 
     Notes
     -----
-    A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, so that it never passes
-    through zero, where there are no coordinates.
+    A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, and all steps with one
+    skeleton by a factor of four, so that it never passes through zero, where there are no coordinates.
 
     On a CUDA device steps do not wait for the device, but that every `chart_every` steps ratios are looked at, and that
     gradients are checked to be finite, unless `optimizer` is ``fused``.
@@ -103,13 +104,13 @@ class ECOptimizer(torch.optim.Optimizer):
         optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
         *,
         params=None,
-        method: str = "balanced",
+        method: str = "path",
         init: str = "auto",
         units: str = "q",
         path_penalty: float = 0.0,
         approximate: bool = False,
-        balance_every: int = 16,
-        chart_every: int = 100,
+        balance_every: int = 100,
+        chart_every: int = 10,
         **kwargs,
     ) -> None:
         for name, value in (("method", method), ("init", init), ("units", units)):
@@ -132,14 +133,16 @@ class ECOptimizer(torch.optim.Optimizer):
                 stacklevel=2,
             )
             method = None
-        elif init == "skeleton" or (init == "auto" and is_deep_and_plain(self.graph)):
+        elif init == "skeleton":
             set_skeleton_to_one(self.graph)
+        elif init == "identity" or (init == "auto" and is_deep_and_plain(self.graph)):
+            set_near_identity(self.graph)
         chains = [[chain_coordinates(self.graph)] if method == "path" else [] for _ in self.param_groups]
         # Names of parameters would have to be as many as these.
         plain = [{name: group[name] for name in group if name != "param_names"} for group in self.param_groups]
         plain = [dict(group, params=[*group["params"], *chain]) for group, chain in zip(plain, chains, strict=True)]
         self.inner = optimizer(plain, **kwargs)
-        self._space, self._starts = None, method is not None
+        self._method, self._space, self._starts = method, None, method is not None
         if method == "path":
             self._space = PathSteps(self.graph, self.inner, units == "raw", path_penalty, chart_every)
         elif method == "balanced":
@@ -155,7 +158,8 @@ class ECOptimizer(torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         if hasattr(self, "inner"):
-            self.inner.add_param_group(dict(self.param_groups[-1], params=list(self.param_groups[-1]["params"])))
+            group = {name: value for name, value in self.param_groups[-1].items() if name != "param_names"}
+            self.inner.add_param_group(group | {"params": list(group["params"])})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -217,6 +221,7 @@ class ECOptimizer(torch.optim.Optimizer):
             The state, with tensors and plain objects in it.
         """
         return super().state_dict() | {
+            "method": self._method,
             "inner": self.inner.state_dict(),
             "starts": self._starts,
             "space": None if self._space is None else self._space.state_dict(),
@@ -231,11 +236,13 @@ class ECOptimizer(torch.optim.Optimizer):
             What :meth:`state_dict` gave, for a net of the same architecture whose weights are loaded as well, before or
             afterwards.
         """
-        missing = {"inner", "starts", "space"} - state_dict.keys()
+        missing = {"method", "inner", "starts", "space"} - state_dict.keys()
         if missing:
             raise ValueError(f"this is not the state of an ECOptimizer: it lacks {sorted(missing)}.")
+        if state_dict["method"] != self._method:
+            raise ValueError(f"this is the state of method={state_dict['method']!r}; here method={self._method!r}.")
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
-        if self._space is not None and state_dict["space"] is not None:
+        if self._space is not None:
             self._space.load_state_dict(state_dict["space"])
         self.inner.load_state_dict(state_dict["inner"])
         self._starts = state_dict["starts"]

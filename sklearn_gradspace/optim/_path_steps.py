@@ -16,6 +16,7 @@ from ._state import clear_state, replace_state, rescale_state
 
 _LARGEST_STEP = 2.0  # by which a step may multiply or divide a chain's ratio: it never changes its sign
 _SAFE_RATIO = 2.0  # beyond which a new chart is made
+_LARGEST_RATIO = 4.0  # beyond which no ratio goes, until there is one
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class PathSteps:
             parameter.grad = gradient
         after = torch.cat(self._chains) / chart.length
         after = torch.where(after.isfinite(), after, ratio).clamp(ratio / _LARGEST_STEP, ratio * _LARGEST_STEP)
+        after = after.clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO)
         self._set_ratio(after)
         self._to_weights(frozen)
         self._n_steps += 1

@@ -26,8 +26,9 @@ _POWERS = {
 
 def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: Tensor) -> None:
     """Carry the state of `parameter` along, which was multiplied by `factor`, broadcastable to its shape."""
-    for name, value in optimizer.state.get(parameter, {}).items():
-        power = _POWERS.get(name)
+    state = optimizer.state.get(parameter, {})
+    for name, value in state.items():
+        power = _power(name, state)
         if not isinstance(value, Tensor) or power == 0:
             continue
         if power is None:
@@ -54,7 +55,13 @@ def replace_state(optimizer: torch.optim.Optimizer, parameter: Tensor, kept: Ten
     Entry i of the new state is that of entry kept[i] of the old, whose coordinate was multiplied by factor[i]; or zero
     where kept[i] is -1.
     """
-    for name, value in optimizer.state.get(parameter, {}).items():
+    state = optimizer.state.get(parameter, {})
+    for name, value in state.items():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            carried = torch.cat([value, value.new_zeros(1)])[kept] * factor ** _POWERS.get(name, 0)
-            optimizer.state[parameter][name] = torch.where(kept >= 0, carried, 0)
+            carried = torch.cat([value, value.new_zeros(1)])[kept] * factor ** (_power(name, state) or 0)
+            state[name] = torch.where(kept >= 0, carried, 0)
+
+
+def _power(name: str, state: dict) -> int | None:
+    # RMSprop's momentum is of gradients divided by the root of their mean square.
+    return 0 if name == "momentum_buffer" and "square_avg" in state else _POWERS.get(name)

@@ -116,8 +116,8 @@ def _sums(units: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
 def _of_least_norm(squares: sparse.csr_array, fixed: np.ndarray) -> np.ndarray:
     """Return the logarithms x of the scales that minimise the sum of squares[t, r] exp(2 (x[t] - x[r])).
 
-    Newton's method with conjugate gradients. Units through which no path goes from what is fixed to what is fixed have no
-    minimum, and stay.
+    Newton's method with conjugate gradients. Units through which no path goes from what is fixed to what is fixed have
+    no minimum, and stay.
     """
     logs = np.zeros(len(fixed))
     number = np.where(fixed, 0, np.arange(len(fixed)))

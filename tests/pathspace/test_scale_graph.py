@@ -1,0 +1,235 @@
+"""The scale graph: as many units as the function's Jacobian in the parameters lacks in rank, and what it reports."""
+
+import copy
+import math
+
+import pytest
+import reference
+import torch
+from asserts import assert_close, random_state_untouched, untouched
+from pathspace.cases import BY_NAME, CASES, PINNED, SUPPORTED
+from pathspace.nets import Branching, Net, mlp, written_in_part
+from pathspace.twins import graph_of
+from torch import nn
+
+from sklearn_gradspace.pathspace import ScaleGraph, rescale, scale_graph
+
+
+def deficiency(case):
+    """Return by how much the Jacobian of the outputs for two batches falls short of full rank."""
+    net = case.net()
+    parameters = list(net.parameters())
+    n_params, n_outputs = sum(p.numel() for p in parameters), net(case.X(2)).shape[1]
+    n = 2 * math.ceil(1.25 * n_params / n_outputs)
+    batches = case.X(max(n, 20)).chunk(2)
+    rows = reference.jacobian(lambda: torch.cat([net(X) for X in batches]), parameters)
+    return n_params - reference.rank(rows)
+
+
+@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
+def test_units_are_what_the_jacobian_lacks_in_rank(case):
+    graph = graph_of(case)
+    assert graph.n_units == case.units
+    assert int(graph.approximate.sum()) == case.approximate
+    assert graph.n_units - case.approximate + case.extra == deficiency(case)
+
+
+@pytest.mark.parametrize("case", PINNED, ids=lambda case: case.name)
+def test_no_more_units_than_the_jacobian_lacks_in_rank(case):
+    assert graph_of(case).n_units == case.units <= deficiency(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_pins_units_is_named_with_a_reason(case):
+    graph = graph_of(case)
+    names = [pin.layer for pin in graph.pinned]
+    assert bool(names) == bool(case.pinned)
+    for part in case.pinned:
+        assert any(part in name for name in names), names
+    for pin in graph.pinned:
+        assert len(pin.reason) > 10
+        assert pin.layer in str(graph) and pin.reason in str(graph)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_numbers_and_names(case):
+    net = case.net()
+    with untouched(net), random_state_untouched():
+        graph = scale_graph(net)
+        text = str(graph)
+    m = sum(p.numel() for p in net.parameters())
+    assert (graph.module, graph.n_params, graph.dimension) == (net, m, m - case.units)
+    assert graph.invariant_ratio == case.units / m
+    assert len(set(graph.unit_names)) == len(graph.private) == len(graph.approximate) == case.units
+    for name, parameter in net.named_parameters():
+        write, read = graph.edges[name][:2]
+        assert torch.broadcast_shapes(write.shape, read.shape, parameter.shape) == parameter.shape
+        assert name in text
+    used = {unit for edges in graph.edges.values() for ids in edges[:2] for unit in ids.flatten().tolist()}
+    assert used - {0} == set(range(1, case.units + 1))
+    assert set(graph.edges) == set(dict(net.named_parameters()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_layer_in_a_units_name_writes_it(case):
+    graph = graph_of(case)
+    for unit, name in enumerate(graph.unit_names, 1):
+        layer, _, channel = name.removesuffix("]").rpartition("[")
+        assert int(channel) >= 0 and unit in graph.edges[f"{layer}.weight"].write
+
+
+def test_entries_of_a_linear_layer():
+    graph = scale_graph(mlp(2, 3, 2))
+    n = [graph.unit_names.index(f"0[{i}]") + 1 for i in range(3)]
+    shape = (3, 2)
+    assert graph.edges["0.weight"].write.expand(shape).tolist() == [[i, i] for i in n]
+    assert not graph.edges["0.weight"].read.any() and not graph.edges["0.bias"].read.any()
+    assert graph.edges["0.bias"].write.tolist() == n
+    assert graph.edges["2.weight"].read.expand(2, 3).tolist() == [n, n]
+    assert not graph.edges["2.weight"].write.any() and not graph.edges["2.bias"].write.any()
+    assert graph.edges["0.bias"].constant and graph.edges["2.bias"].constant
+    assert not graph.edges["0.weight"].constant
+
+
+@pytest.mark.parametrize(
+    ("name", "private"),
+    [
+        ("mlp", 0),
+        ("batch norm", 5),
+        ("batch norm behind leaky relu", 5),
+        ("batch norm with eps", 5),
+        ("pre-activation", 5),
+    ],
+)
+def test_what_only_batch_norms_read_is_private(name, private):
+    """In the pre-activation net that is the stream, too."""
+    assert int(graph_of(BY_NAME[name]).private.sum()) == private
+
+
+def test_one_more_layer_pins_less():
+    """What follows a pinned unit is free again."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    graph = scale_graph(net)
+    (pin,) = graph.pinned
+    assert graph.n_units == 5 and pin.layer == "1" and pin.n_channels == 4
+    assert all(name.startswith("2[") for name in graph.unit_names)
+
+
+def test_a_net_without_free_units():
+    for net in (
+        nn.Linear(3, 2),
+        nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+        nn.ReLU(),
+        nn.Sequential(),
+    ):
+        graph = scale_graph(net)
+        m = sum(p.numel() for p in net.parameters())
+        assert (graph.n_units, graph.n_params, graph.dimension, graph.invariant_ratio) == (0, m, m, 0)
+        assert str(graph)
+
+
+def test_modes_and_frozen_parameters_do_not_matter():
+    net = BY_NAME["residual with batch norm"].net()
+    edges = scale_graph(net).edges
+    net.eval().requires_grad_(False)
+    again = scale_graph(net).edges
+    assert list(edges) == list(again)
+    assert all(torch.equal(a, b) for name in edges for a, b in zip(edges[name][:2], again[name][:2]))
+
+
+def test_a_root_that_cannot_be_traced_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"Branching.*torch\.fx cannot trace.*from_edges"):
+        scale_graph(Branching())
+    with pytest.raises(ValueError, match="item assignment"):
+        scale_graph(written_in_part())
+    with pytest.raises(ValueError, match="Net"):
+        scale_graph(Net(lambda net, x: net.head(x) if float(x.sum()) > 0 else x, head=nn.Linear(4, 2)))
+
+
+@pytest.mark.parametrize("not_a_module", [None, 3, torch.ones(2), nn.Linear])
+def test_what_is_no_module_is_refused(not_a_module):
+    with pytest.raises(TypeError, match="module"):
+        scale_graph(not_a_module)
+
+
+def test_from_edges_is_the_graph_that_is_handed_over():
+    class Loop(nn.Module):
+        """A net that cannot be traced."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            while x.norm() > 0:
+                x = self.second(x).relu()
+                break
+            return self.head(x)
+
+    net, X = Loop().double(), torch.ones(1, 3, dtype=torch.float64)
+    for parameter in net.parameters():
+        parameter.data.abs_()
+    a, b = torch.arange(1, 5), torch.arange(5, 9)
+    edges = {
+        "first.weight": (a[:, None], 0),
+        "first.bias": (a, 0),
+        "second.weight": (b[:, None], a),
+        "second.bias": (b.tolist(), [0]),
+        "head.weight": (0, b),
+    }
+    graph = ScaleGraph.from_edges(net, edges)
+    assert (graph.n_units, graph.n_params, len(graph.unit_names)) == (8, 46, 8)
+    assert not graph.edges["head.bias"].write.any()
+    before = net(X)
+    with pytest.raises(ValueError, match="trace"):
+        rescale(net, torch.rand(8) + 0.5)
+    after = rescale(net, torch.rand(8) + 0.5, graph)(X)
+    assert_close(after, before, 1e-14)
+    with pytest.raises(ValueError, match="shape"):
+        rescale(net, torch.ones(7), graph)
+
+
+def test_from_edges_equals_the_graph_that_is_found():
+    case = BY_NAME["two convolutions"]
+    found, net = graph_of(case), case.net()
+    graph = ScaleGraph.from_edges(net, {name: edges[:2] for name, edges in found.edges.items()})
+    factors = torch.linspace(0.5, 2, 7).double()
+    other = rescale(case.net(), factors, found)
+    for mine, others in zip(rescale(net, factors, graph).parameters(), other.parameters()):
+        assert torch.equal(mine, others)
+
+
+@pytest.mark.parametrize(
+    ("edges", "match"),
+    [
+        ({"9.weight": (1, 0)}, "9.weight"),
+        ({"0.weight": ([1, 2], 0)}, "0.weight"),
+        ({"0.weight": (torch.arange(5)[:, None] + 0.5, 0)}, "0.weight"),
+        ({"0.weight": (-1, 0)}, "0.weight"),
+        ({"0.bias": (torch.zeros(5, 5, dtype=torch.long), 0)}, "0.bias"),
+    ],
+)
+def test_edges_that_cannot_be_are_refused(edges, match):
+    with pytest.raises(ValueError, match=match):
+        ScaleGraph.from_edges(mlp(4, 5, 3), edges)
+
+
+def test_a_copy_of_a_net_has_a_graph_of_its_own():
+    net = mlp(3, 4, 2)
+    twin = copy.deepcopy(net)
+    assert scale_graph(twin).module is twin
+
+
+def test_a_compiled_or_parallel_net_is_looked_into():
+    net = mlp(3, 4, 2)
+    for wrapper in (torch.compile(net, backend="eager"), nn.DataParallel(net)):
+        graph = scale_graph(wrapper)
+        assert graph.module is net and graph.n_units == 4
+
+
+def test_hooks_pin():
+    net = mlp(3, 4, 4, 2)
+    net[2].register_forward_hook(lambda layer, args, output: output + 1)
+    graph = scale_graph(net)
+    assert graph.n_units == 0 and "hook" in graph.pinned[0].reason
