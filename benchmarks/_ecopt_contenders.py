@@ -19,6 +19,7 @@ INNER = {
 }
 _FIRST_RATE = {"SGD": -4, "momentum": -6, "Adam": -8, "Path-SGD": -6}  # of the grid, in half powers of ten
 _N_RATES = 5
+_SWEEP_EVERY = 16  # often: rarely would be nearly the same as once
 
 
 class PathSGD(torch.optim.Optimizer):
@@ -72,7 +73,8 @@ def _balanced_once(net: nn.Module, *options) -> torch.optim.Optimizer:
 
 def _balanced(net: nn.Module, ones, inner: str, lr: float, penalty: float) -> torch.optim.Optimizer:
     kind, options = INNER[inner]
-    return ECOptimizer(net, kind, method="balanced", init="keep", lr=lr, weight_decay=penalty, **options)
+    options = options | {"weight_decay": penalty, "balance_every": _SWEEP_EVERY}
+    return ECOptimizer(net, kind, method="balanced", init="keep", lr=lr, **options)
 
 
 def _on_paths(net: nn.Module, ones, inner: str, lr: float, penalty: float) -> torch.optim.Optimizer:

@@ -83,19 +83,13 @@ def _he(net: nn.Module, seed: int) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def _skeleton(net: nn.Module, seed: int) -> None:
-    """The EC-Opt authors' start: skeleton weights are 1."""
-    ECOptimizer(net, lr=1.0, init="skeleton")
+def _by(init: str) -> Callable[[nn.Module, int], None]:
+    """One of `ECOptimizer`'s starts: "skeleton", the EC-Opt authors', or "identity"."""
 
+    def start(net: nn.Module, seed: int) -> None:
+        ECOptimizer(net, lr=1.0, init=init)  # which sets weights at once
 
-def _small_skeleton(net: nn.Module, seed: int) -> None:
-    """Skeleton weights are 1, all others are divided by the number of layers, and biases are 0."""
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    for layer in layers:
-        layer.weight.data.div_(len(layers))
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    _skeleton(net, seed)
+    return start
 
 
 def _unbalanced(a: float) -> Callable[[nn.Module, int], None]:
@@ -112,8 +106,8 @@ def _unbalanced(a: float) -> Callable[[nn.Module, int], None]:
 STARTS = {
     "default": lambda net, seed: None,
     "He": _he,
-    "skeleton": _skeleton,
-    "small skeleton": _small_skeleton,
+    "skeleton": _by("skeleton"),
+    "identity": _by("identity"),
     "unbalanced 1": _unbalanced(1),
     "unbalanced 2": _unbalanced(2),
 }

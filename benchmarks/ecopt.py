@@ -32,12 +32,12 @@ from tqdm.auto import tqdm
 from sklearn_gradspace.pathspace import scale_graph
 
 _OF_WEIGHTS = ["weights", "balanced once", "balanced", "path"]
-_DEEP = {"starts": ["He", "skeleton", "small skeleton"], "inner": ["momentum"], "spaces": _OF_WEIGHTS}
+_DEEP = {"starts": ["He", "skeleton", "identity"], "inner": ["momentum"], "spaces": _OF_WEIGHTS}
 EXPERIMENTS = {
     "widths": {"nets": ["mnist:2x8", "mnist:2x32", "mnist:2x128", "mnist:4x64", "cifar10:3x48"]},
     "deep": _DEEP | {"nets": ["mnist:8x32", "mnist:34x32"], "rates": [0.00032, 0.001, 0.0032, 0.01, 0.032]},
     "convolutions": _DEEP | {"nets": ["mnist:conv8x12"], "rates": [0.0032, 0.01, 0.032], "side": 14, "seeds": [0, 1]},
-    "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"], "lower": 2},
+    "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"], "lower": 1},
     "finetuning": {
         "nets": ["mnist:2x32"],
         "starts": ["trained", "trained, unbalanced 2"],
@@ -48,7 +48,7 @@ EXPERIMENTS = {
         "nets": ["cifar10:plain10x8", "cifar10:resnet10x8"],
         "starts": ["default", "skeleton"],
         "inner": ["SGD"],
-        "spaces": ["weights", "balanced", "path"],
+        "spaces": ["weights", "path"],
         "rates": [0.1, 0.32, 1.0],
         "seeds": [0, 1],
         "side": 16,
@@ -116,7 +116,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--starts",
         nargs="+",
         default=["default"],
-        help="default, He, skeleton, unbalanced 1; 'trained, unbalanced 1'",
+        help="default, He, skeleton, identity, unbalanced 1; 'trained, unbalanced 1'",
     )
     add("--inner", nargs="+", choices=INNER, default=list(INNER), help="optimizers that make the steps")
     add("--spaces", nargs="+", choices=SPACES, default=list(SPACES), help="where they are made")

@@ -42,7 +42,7 @@ def train_tiny(ecopt, *arguments):
     [
         ("widths", ["--nets", "mnist:2x3", "cifar10:1x2"], "cifar10, 1x2"),
         ("deep", ["--nets", "mnist:8x3"], "skeleton, momentum"),
-        ("convolutions", ["--nets", "mnist:conv4x3"], "small skeleton, momentum"),
+        ("convolutions", ["--nets", "mnist:conv4x3"], "identity, momentum"),
         ("unbalanced", ["--nets", "mnist:2x3"], "unbalanced 2, Adam"),
         ("finetuning", ["--nets", "mnist:2x3"], "trained, unbalanced 2, momentum"),
         ("penalties", ["--nets", "mnist:1x3"], "mnist, 1x3"),
