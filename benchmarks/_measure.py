@@ -44,7 +44,11 @@ class Rounds:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], rounds: Rounds, device: torch.device, title: str
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: Rounds,
+    device: torch.device,
+    title: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Return the seconds of a run of each contender in each round; in a round all of them take a turn.
 
@@ -57,25 +61,29 @@ def alternate(
         Whose work is waited for.
     title : str
         What is shown on stderr.
+    clock : callable
+        What tells seconds. ``time.process_time`` does not count what others do on the same cores.
     """
-    first = {name: seconds(run, device) for name, run in contenders.items()}
+    first = {name: seconds(run, device, clock=clock) for name, run in contenders.items()}
     repeats = {name: rounds.repeats(of_run) for name, of_run in first.items()}
     number = rounds.number(sum(repeats[name] * of_run for name, of_run in first.items()))
     found = {name: [] for name in contenders}
     for _ in tqdm(range(number), title, leave=False):
         for name, run in contenders.items():
-            found[name].append(seconds(run, device, repeats[name]))
+            found[name].append(seconds(run, device, repeats[name], clock))
     return found
 
 
-def seconds(run: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
+def seconds(
+    run: Callable[[], object], device: torch.device, repeats: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return the seconds of a run on `device`, of `repeats` runs one after the other."""
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         run()
     _wait(device)
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
