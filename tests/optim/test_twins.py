@@ -1,13 +1,17 @@
 """Rescaled twins are trained alike."""
 
+import copy
+
 import pytest
 import torch
 from asserts import assert_close
 from optim.training import INNER, METHODS, NETS, SGD, data, train, trained
 from pathspace.cases import BY_NAME
-from pathspace.twins import powers_of_two, twin
+from pathspace.random_nets import random_net
+from pathspace.twins import powers_of_two, random_factors, twin
 
 from sklearn_gradspace.optim import ECOptimizer
+from sklearn_gradspace.pathspace import rescale, scale_graph
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -105,3 +109,22 @@ def test_on_the_device(method, device):
         train(net, ECOptimizer(net, SGD, method=method, lr=0.02, momentum=0.9), X, y, 40)
         assert all(p.device.type == device.type for p in net.parameters())
     assert_alike(case, *nets, X)
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 4))
+@every_method
+def test_random_nets(method, seed):
+    X = torch.randn(6, 2, 4, 4, dtype=torch.float64)
+    net = random_net(seed).train()
+    graph, outputs = scale_graph(net), []
+    if not graph.n_units:
+        return
+    for other in (copy.deepcopy(net), rescale(copy.deepcopy(net), random_factors(graph), graph)):
+        size = copy.deepcopy(other)(X).detach().abs().max()
+        optimizer = ECOptimizer(other, SGD, method=method, init="keep", lr=1e-3, momentum=0.9)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (other(X) / size - 1).square().mean().backward()
+            optimizer.step()
+        outputs.append(other(X).detach())
+    assert_close(outputs[1], outputs[0], 1e-7)

@@ -42,12 +42,16 @@ def train(net, optimizer, X, y, steps, after=None):
     return net
 
 
+def build(net, method="balanced", inner="sgd", **options):
+    """Return an ECOptimizer that begins with the function as it is."""
+    kind, parameters = INNER[inner]
+    return ECOptimizer(net, kind, method=method, **{"init": "keep", **parameters, **options})
+
+
 def trained(case, method, inner="sgd", steps=20, net=None, dtype=torch.float64, **options):
     """Return a net, new unless given, trained by an ECOptimizer."""
     net = case.net(dtype) if net is None else net
-    kind, parameters = INNER[inner]
-    optimizer = ECOptimizer(net, kind, method=method, **{"init": "keep", **parameters, **options})
-    return train(net, optimizer, *data(case, dtype=dtype), steps)
+    return train(net, build(net, method, inner, **options), *data(case, dtype=dtype), steps)
 
 
 def small(name="mlp", dtype=torch.float64):

@@ -8,7 +8,8 @@ import reference
 import torch
 from asserts import assert_close, random_state_untouched, untouched
 from pathspace.cases import BY_NAME, CASES, PINNED, SUPPORTED
-from pathspace.nets import Branching, Net, mlp, written_in_part
+from pathspace.nets import Net, mlp
+from pathspace.pinned_nets import Branching, written_in_part
 from pathspace.twins import graph_of
 from torch import nn
 

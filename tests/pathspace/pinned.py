@@ -1,0 +1,123 @@
+"""Nets of whose units some cannot be rescaled, or are not known to be free."""
+
+import torch
+import torch.nn.functional as F
+from pathspace.case import Case
+from pathspace.nets import (
+    between_convs,
+    between_linear,
+    conv,
+    in_place,
+    two_convs,
+    with_activation,
+)
+from pathspace.pinned_nets import (
+    OwnParameter,
+    attention,
+    bilinear,
+    branching_inside,
+    called_twice,
+    columns_into_images,
+    matrix_product,
+    maximum_of_branches,
+    mean_over_tokens,
+    norm_called_on_the_input,
+    norm_called_twice,
+    pooled_channels,
+    pooled_columns,
+    positions_into_linear,
+    product_of_branches,
+    recurrent,
+    shared_weight,
+    squeeze_excite,
+    tokens_of,
+    with_weight_norm,
+)
+from torch import nn
+
+LINE, SQUARE = (2, 4), (2, 3, 3)
+relu = nn.ReLU()
+
+PINNED = [
+    Case("sigmoid", lambda: with_activation(nn.Sigmoid(), relu), 5, pinned=("1",)),
+    Case("tanh as a function", lambda: between_linear(torch.tanh), 3, pinned=("tanh",)),
+    Case("sigmoid as a method", lambda: between_linear(lambda x: x.sigmoid()), 3, pinned=("sigmoid",)),
+    Case("gelu", lambda: with_activation(relu, nn.GELU()), 5, pinned=("3",)),
+    Case("elu", lambda: with_activation(nn.ELU(), relu), 5, pinned=("1",)),
+    Case("relu6", lambda: with_activation(relu, nn.ReLU6()), 5, pinned=("3",)),
+    Case("clamped", lambda: between_linear(lambda x: x.clamp(0, 0.5)), 3, pinned=("clamp",)),
+    Case("squared", lambda: between_linear(lambda x: x**2), 3, pinned=("pow",)),
+    Case("softmax", lambda: with_activation(nn.Softmax(1), relu), 5, pinned=("1",)),
+    Case("softmax as a function", lambda: between_linear(lambda x: F.softmax(x, 1)), 3, pinned=("softmax",)),
+    Case("layer norm", lambda: with_activation(relu, nn.Sequential(nn.LayerNorm(5), relu)), 5, pinned=("3",)),
+    Case("group norm", lambda: two_convs(nn.Conv2d(4, 3, 2), nn.GroupNorm(2, 4), features=3), 3, SQUARE, pinned=("2",)),
+    Case(
+        "instance norm",
+        lambda: two_convs(nn.Conv2d(4, 3, 2), nn.InstanceNorm2d(4), features=3),
+        3,
+        SQUARE,
+        pinned=("2",),
+    ),
+    Case("product of two branches", product_of_branches, 0, pinned=("mul",)),
+    Case("squeeze and excite", squeeze_excite, 2, SQUARE, pinned=("sigmoid", "mul")),
+    Case("plus a constant", lambda: between_linear(lambda x: x + 1), 3, pinned=("add",)),
+    Case("plus a constant, in place", lambda: between_linear(lambda x: in_place(1, 2 * x)), 3, pinned=("add",)),
+    Case("constant minus", lambda: between_linear(lambda x: 1 - x), 3, pinned=("sub",)),
+    Case("divided by its norm", lambda: between_linear(lambda x: x / x.norm()), 3, pinned=("norm", "div")),
+    Case("inverted", lambda: between_linear(lambda x: 1 / (x + 1)), 3, pinned=("add",)),
+    Case(
+        "padded with ones",
+        lambda: between_convs(lambda x: F.pad(x, (1, 0), "constant", 1.0)),
+        3,
+        SQUARE,
+        pinned=("pad",),
+    ),
+    Case(
+        "constant padding",
+        lambda: two_convs(nn.Conv2d(4, 3, 2), nn.ConstantPad2d(1, 0.5), features=3),
+        3,
+        SQUARE,
+        pinned=("2",),
+    ),
+    Case(
+        "channels padded", lambda: between_convs(lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), 5), 3, SQUARE, pinned=("pad",)
+    ),
+    Case("columns padded", lambda: between_linear(lambda x: F.pad(x, (1, -1))), 3, pinned=("pad",)),
+    Case("columns pooled", lambda: pooled_columns(nn.MaxPool1d(3, 1, 1)), 3, SQUARE, pinned=("4",)),
+    Case("columns padded by a layer", lambda: pooled_columns(nn.ZeroPad1d((1, -1))), 3, SQUARE, pinned=("4",)),
+    Case("channels pooled", lambda: conv(1, nn.AvgPool2d(3, 1, 1), features=9), 0, LINE, pinned=("2",)),
+    Case(
+        "channels pooled by a function",
+        lambda: pooled_channels(lambda x: F.max_pool2d(x, 3, 1, 1)),
+        0,
+        LINE,
+        pinned=("pool",),
+    ),
+    Case("channels shifted", lambda: between_convs(lambda x: x.roll(1, 1)), 3, SQUARE, pinned=("roll",)),
+    Case("sum over channels", lambda: between_convs(lambda x: x.sum(1, keepdim=True), 1), 3, SQUARE, pinned=("sum",)),
+    Case("mean over tokens", mean_over_tokens, 0, (2, 3), pinned=("mean",)),
+    Case("positions into a linear layer", positions_into_linear, 0, (2, 5), pinned=("positions",)),
+    Case("transposed", lambda: tokens_of(lambda x: x.transpose(1, 2)), 4, LINE, pinned=("transpose",)),
+    Case("columns into images", columns_into_images, 2, pinned=("view",)),
+    Case(
+        "shuffled pixels",
+        lambda: two_convs(nn.Conv2d(1, 3, 2), nn.PixelShuffle(2), features=3),
+        3,
+        SQUARE,
+        pinned=("2",),
+    ),
+    Case("maximum of two branches", maximum_of_branches, 0, pinned=("maximum",)),
+    Case("a bilinear layer", bilinear, 0, pinned=("bilinear",)),
+    Case("a matrix product of two branches", matrix_product, 0, LINE, pinned=("matmul",)),
+    Case("shared weight", shared_weight, 0, pinned=("2",)),
+    Case("called twice", called_twice, 0, pinned=("step",)),
+    Case("a batch norm called twice", norm_called_twice, 3, pinned=("norm",)),
+    Case("a batch norm called on the input and once more", norm_called_on_the_input, 3, pinned=("norm",)),
+    Case("attention", attention, 0, (2, 3), pinned=("attention",)),
+    Case("times a parameter", lambda: OwnParameter(torch.mul, 4), 0, pinned=("mul",)),
+    Case("plus a parameter", lambda: OwnParameter(torch.add, 4), 0, pinned=("add",)),
+    Case("a parameter read by a function", lambda: OwnParameter(F.linear, 4, 4), 0, pinned=("linear",)),
+    Case("weight norm", with_weight_norm, 4, pinned=("1",)),
+    Case("control flow in a submodule", branching_inside, 3, pinned=("2",)),
+    Case("recurrent", recurrent, 3, (2, 3)),
+]

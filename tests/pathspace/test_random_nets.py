@@ -1,0 +1,36 @@
+"""Whatever a net is made of, what the scale graph calls free is free."""
+
+import copy
+
+import pytest
+import torch
+from asserts import assert_close
+from pathspace.random_nets import random_net
+from pathspace.twins import random_factors
+
+from sklearn_gradspace.pathspace import balance, rescale, scale_graph
+
+SEEDS = range(40)
+X = torch.randn(6, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rescaled_twins_compute_the_same_and_balance_to_the_same(seed):
+    net = random_net(seed)
+    graph = scale_graph(net)
+    for training in (False, True):
+        net.train(training)
+        one, other = copy.deepcopy(net), copy.deepcopy(net)
+        expected = copy.deepcopy(net)(X)
+        assert_close(rescale(other, random_factors(graph), graph)(X), expected, 1e-9)
+        balance(one, graph)
+        balance(other, graph)
+        assert_close(one(X), expected, 1e-9)
+        for mine, others in zip(one.parameters(), other.parameters()):
+            assert_close(mine, others, 1e-10)
+
+
+def test_there_is_something_to_rescale():
+    graphs = [scale_graph(random_net(seed)) for seed in SEEDS]
+    assert sum(graph.n_units > 0 for graph in graphs) > 0.6 * len(graphs)
+    assert sum(bool(graph.pinned) for graph in graphs) > 0.3 * len(graphs)
