@@ -147,3 +147,42 @@ def test_weight_decay_is_of_the_coordinates(units):
 @pytest.mark.parametrize("kind", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam, torch.optim.Adamax])
 def test_any_optimizer_runs_on_coordinates(kind):
     compare("residual, two blocks", kind, {"lr": 0.002}, "q")
+
+
+@pytest.mark.parametrize("name", ["deep mlp", "average-pool", "residual, two blocks"])
+@pytest.mark.parametrize("inner", ["momentum", "adam"])
+def test_the_state_comes_along_into_a_new_chart(monkeypatch, inner, name):
+    """Averaged gradients of what is a coordinate in both charts scale with its inverse; others begin anew."""
+    monkeypatch.setattr("sklearn_gradspace.optim._path_steps._SAFE_RATIO", 1.0)
+    case, (kind, options) = BY_NAME[name], INNER[inner]
+    options = options | {"lr": 0.05}
+    net, (X, y) = case.net(), data(case)
+    old = AutogradChart(net, "q")
+    reference = kind([old.coordinates], **options)
+    list(old.train(reference, X, y, 6, 0.0))
+    optimizer = ECOptimizer(net, kind, method="path", init="keep", chart_every=6, **options)
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss_of(net, X, y).backward()
+        optimizer.step()
+    new = AutogradChart(net, "q")
+    new.w = torch.cat([net.get_parameter(name).detach().flatten() for name in new.names])  # not canonical any more
+
+    powers = {"momentum_buffer": -1} if inner == "momentum" else {"exp_avg": -1, "exp_avg_sq": -2}
+    skeletons = [{*chart.into[1:], *chart.onward[1:]} for chart in (old, new_chart_of(net, new))]
+    for state, power in powers.items():
+        expected = torch.zeros_like(new.w)
+        expected[old.free] = reference.state[old.coordinates][state] * (old.coordinates.detach() ** -power)
+        expected *= new.w**power
+        found = torch.cat([optimizer.inner.state[net.get_parameter(name)][state].flatten() for name in new.names])
+        in_both = torch.tensor([e not in skeletons[0] | skeletons[1] for e in range(len(new.w))])
+        assert in_both.sum() > len(new.w) / 3
+        assert_close(found[in_both], expected[in_both], 1e-10)
+        assert not found[sorted(skeletons[0] - skeletons[1])].any()
+
+
+def new_chart_of(net, chart):
+    """Return the skeleton of the weights as they are."""
+    skeleton = find_skeleton(scale_graph(net), dict(net.named_parameters()))
+    chart.into, chart.onward = skeleton.entry_in.tolist(), skeleton.entry_out.tolist()
+    return chart

@@ -93,7 +93,7 @@ def test_a_new_chart_does_not_change_the_function(inner, name):
 @pytest.mark.parametrize("size", [1e2, 1e6, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_large_gradient_on_a_moving_weight(dtype, size, units):
-    """Within a chart its path value keeps its sign, and nothing grows beyond bounds."""
+    """Within a chart a step at most halves or doubles it, and nothing grows beyond bounds."""
     _, net, X, y = small("deep mlp", dtype)
     optimizer = path_optimizer(net, units=units, lr=0.0, chart_every=10**9)
     train(net, optimizer, X, y, 1)
@@ -106,12 +106,13 @@ def test_a_large_gradient_on_a_moving_weight(dtype, size, units):
     moving, outputs = net[0].weight.view(-1), net(X).detach()
     sign = moving[entry].sign().item()
     for _ in range(60):
+        before = moving[entry].item()
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter)
         net[0].weight.grad.view(-1)[entry] = sign * size
         optimizer.step()
         _, outputs = largest_change(net, X, outputs)
-        assert moving[entry].sign() == sign
+        assert 0.49 < moving[entry] / before < 2.01
     assert all(p.abs().max() < 1e3 for p in net.parameters())
 
 

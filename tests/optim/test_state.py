@@ -19,7 +19,9 @@ every_inner = pytest.mark.parametrize("inner", INNER)
 
 def build(net, method="balanced", inner="momentum", **options):
     kind, parameters = INNER[inner]
-    return ECOptimizer(net, kind, method=method, **{"init": "keep", "chart_every": 9, **parameters, **options})
+    return ECOptimizer(
+        net, kind, method=method, **{"init": "keep", "chart_every": 3, "balance_every": 5, **parameters, **options}
+    )
 
 
 def assert_same(net, other):

@@ -45,7 +45,7 @@ def train(net, optimizer, X, y, steps, after=None):
 def build(net, method="balanced", inner="sgd", **options):
     """Return an ECOptimizer that begins with the function as it is."""
     kind, parameters = INNER[inner]
-    return ECOptimizer(net, kind, method=method, **{"init": "keep", **parameters, **options})
+    return ECOptimizer(net, kind, method=method, **{"init": "keep", "balance_every": 7, **parameters, **options})
 
 
 def trained(case, method, inner="sgd", steps=20, net=None, dtype=torch.float64, **options):
