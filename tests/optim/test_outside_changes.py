@@ -1,4 +1,4 @@
-"""Weights that something else than the optimizer changes between steps, and weights that layers share with other code."""
+"""Weights that something else changes between steps, and weights that something else than their layer uses."""
 
 import copy
 
