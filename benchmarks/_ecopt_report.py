@@ -144,9 +144,9 @@ def draw(results: Results, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.set_title(f"{', '.join(case)}, {name}", fontsize="small")
     handles = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=5, fontsize="small")
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=1 + 2 * len(inner), fontsize="small")
     figure.supxlabel("learning rate")
-    figure.supylabel("test accuracy in %: mean and standard deviation over seeds")
+    figure.supylabel("test accuracy in %")
     figure.savefig(path, dpi=110)
 
 

@@ -127,7 +127,7 @@ def test_the_inner_optimizer_and_its_arguments():
         optimizer = inner(optimizer=name, lr=0.01, optimizer__betas=(0.8, 0.9))
         assert type(optimizer) is kind and optimizer.param_groups[0]["betas"] == (0.8, 0.9)
     assert type(inner(optimizer=torch.optim.RMSprop, lr=0.01)) is torch.optim.RMSprop
-    by_layer = inner(optimizer__param_groups=[("layers.1.*", {"lr": 0.5})]).param_groups
+    by_layer = inner(method="balanced", optimizer__param_groups=[("layers.1.*", {"lr": 0.5})]).param_groups
     assert [len(g["params"]) for g in by_layer] == [2, 2] and by_layer[0]["lr"] == 0.5
 
 
@@ -186,7 +186,7 @@ def test_a_graph_that_is_handed_over():
         units = torch.arange(1, 101)
         edges = {
             "layers.1.weight": (units[:, None], torch.zeros(1, 1, dtype=torch.long)),
-            "layers.1.bias": (units, torch.zeros(1, dtype=torch.long)),
+            "layers.1.bias": (units, torch.zeros(1, dtype=torch.long), True),
             "layers.3.weight": (torch.zeros(1, 1, dtype=torch.long), units[None]),
         }
         return ScaleGraph.from_edges(module, edges)
@@ -309,7 +309,9 @@ def test_a_seed_decides_everything_and_global_states_are_left_alone():
 def test_a_skorch_dataset():
     labels = np.unique(y, return_inverse=True)[1]
     sizes = {"module__n_features": 6, "module__n_outputs": 3, "module__hidden_layer_sizes": (8,)}
-    classifier = ECOptClassifier(random_state=0, **sizes).fit(Dataset(X.astype(np.float32), labels), None)
+    classifier = ECOptClassifier(random_state=0, max_epochs=100, **sizes).fit(
+        Dataset(X.astype(np.float32), labels), None
+    )
     assert (classifier.predict(X.astype(np.float32)) == labels).mean() > 0.9
 
 
@@ -325,7 +327,7 @@ def test_a_skorch_dataset():
         ({"momentum": None}, TypeError, "momentum must be an instance of"),
         ({"weight_decay": -1e-3}, ValueError, "weight_decay == -0.001"),
         ({"path_penalty": -1.0}, ValueError, "path_penalty == -1.0"),
-        ({"path_penalty": 0.1}, ValueError, "path_penalty"),  # with method="balanced"
+        ({"path_penalty": 0.1, "method": "balanced"}, ValueError, "path_penalty"),
         ({"max_epochs": 2.5}, TypeError, "max_epochs must be an instance of"),
         ({"hidden_layer_sizes": (3, 0)}, ValueError, r"hidden_layer_sizes=\(3, 0\) is not a sequence of positive"),
         ({"hidden_layer_sizes": 10}, ValueError, "hidden_layer_sizes=10 is not a sequence of positive"),

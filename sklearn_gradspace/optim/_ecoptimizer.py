@@ -16,6 +16,11 @@ from ._skeleton_start import is_deep_and_plain, set_near_identity, set_skeleton_
 _CHOICES = {"method": ("balanced", "path"), "init": ("auto", "keep", "skeleton", "identity"), "units": ("q", "raw")}
 
 
+_NOT_BY_ENTRY = tuple(
+    getattr(torch.optim, name) for name in ("LBFGS", "Adafactor", "Muon", "SparseAdam") if hasattr(torch.optim, name)
+)
+
+
 class ECOptimizer(torch.optim.Optimizer):
     """Train a ReLU net in equivalent-class space, where all rescaled twins of the net are one point.
 
@@ -27,7 +32,7 @@ class ECOptimizer(torch.optim.Optimizer):
     module_or_graph : Module or ScaleGraph
         The net, or its scale graph.
     optimizer : Optimizer class, default=torch.optim.SGD
-        What makes the steps.
+        What makes the steps: any of torch's that moves weights entry by entry, so not LBFGS, Adafactor or Muon.
     params : iterable of Parameter or dict, optional
         Parameters, or groups of them, as torch's optimizers take them; by default all that require a gradient. Those
         that are left out stay as they are, and so do the scales of units that they read or write.
@@ -35,7 +40,7 @@ class ECOptimizer(torch.optim.Optimizer):
         "path" makes steps in the values of basis paths [1]_. "balanced" makes steps in the weights of a representative
         in which what writes a unit has the same norm as what reads it, and goes back towards it every `balance_every`
         steps. In both the optimizer's state is carried along.
-    init : {"auto", "keep", "skeleton", "identity"}, default="auto"
+    init : {"keep", "auto", "skeleton", "identity"}, default="keep"
         "keep" starts with the canonical twin, in the first step. The others change the function, at once, and make deep
         plain nets trainable: "skeleton" sets skeleton weights to 1; "identity" sets biases to 0 as well, and divides
         all other weights by the number of layers. "auto" is "identity" if a unit is more than six layers behind the
@@ -73,6 +78,13 @@ class ECOptimizer(torch.optim.Optimizer):
 
     Notes
     -----
+    What looks at weights or gradients before the first step, as gradient clipping does, sees the net as it was given:
+    call :func:`~sklearn_gradspace.pathspace.balance` beforehand where it should not. Parameters are frozen, or not,
+    when the optimizer is made.
+
+    Weights that are changed from outside, say by ``load_state_dict`` of the net, are where the next step begins; with
+    ``method="path"`` another skeleton is taken then.
+
     A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, and all steps with one
     skeleton by a factor of four, so that it never passes through zero, where there are no coordinates.
 
@@ -105,7 +117,7 @@ class ECOptimizer(torch.optim.Optimizer):
         *,
         params=None,
         method: str = "path",
-        init: str = "auto",
+        init: str = "keep",
         units: str = "q",
         path_penalty: float = 0.0,
         approximate: bool = False,
@@ -113,6 +125,10 @@ class ECOptimizer(torch.optim.Optimizer):
         chart_every: int = 10,
         **kwargs,
     ) -> None:
+        if not (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+            raise TypeError(f"optimizer must be a class of optimizers, such as torch.optim.SGD, got {optimizer!r}.")
+        if issubclass(optimizer, _NOT_BY_ENTRY):
+            raise ValueError(f"{optimizer.__name__} does not move weights entry by entry: use SGD, Adam or the like.")
         for name, value in (("method", method), ("init", init), ("units", units)):
             if value not in _CHOICES[name]:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")

@@ -80,12 +80,14 @@ class PathSteps:
         self._like = torch.empty_like(self._chains[0])
         group_of = {id(parameter): i for i, group in enumerate(inner.param_groups) for parameter in group["params"]}
         self._group_of = {name: group_of.get(id(parameter), 0) for name, parameter in self._parameters.items()}
-        self._n_steps, self._chart = 0, None
+        self._n_steps, self._chart, self._versions = 0, None, None
 
     def step(self) -> None:
         """Let the inner optimizer make its step."""
         if self._chart is None:
             self._first_chart()
+        elif self._versions not in (None, self._seen()):  # weights were changed from outside
+            self._renew()
         chart, ratio = self._chart, self._ratio[:-1]
         self._set_chain_gradients()
         gradients = self._to_coordinates()
@@ -101,6 +103,13 @@ class PathSteps:
         self._n_steps += 1
         if self._n_steps % self._every == 0 and ((after > _SAFE_RATIO) | (after < 1 / _SAFE_RATIO)).any():
             self._renew()
+        self._versions = self._seen()
+
+    def _seen(self) -> list[int]:
+        return [self._parameters[name]._version for name in self._chart.skeleton]
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_versions": None}  # copies of weights have versions of their own
 
     def _set_chain_gradients(self) -> None:
         """Inverse chain rule: a chain's gradient, from w dL/dw of the weights that it moves."""
@@ -208,7 +217,7 @@ class PathSteps:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state`."""
-        self._n_steps, self._chart = state["n_steps"], None
+        self._n_steps, self._chart, self._versions = state["n_steps"], None, None
         if state["chart"] is not None:
             chart = {name: self._here(value) for name, value in state["chart"].items()}
             for kind in ("skeleton", "frozen"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order
-from scipy.sparse.linalg import cg
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor, nn
 
 from ._graph import ScaleGraph, graph_of
@@ -87,10 +87,11 @@ def _squares(graph: ScaleGraph) -> tuple[np.ndarray, ...]:
                 raise ValueError(f"the parameter {name!r} is not finite, so that there is no canonical twin.")
             shape = torch.broadcast_shapes(edges.write.shape, edges.read.shape)
             squares = squares.sum_to_size((1,) * (squares.ndim - len(shape)) + shape).flatten()
-            parts.append((edges.write.expand(shape), edges.read.expand(shape), squares, torch.full((len(squares),), i)))
+            write, read = (ids.int().expand(shape).flatten() for ids in edges[:2])
+            parts.append((write, read, squares, torch.full_like(write, i)))
     if not parts:
         return (np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0, int))
-    return tuple(torch.cat([part.flatten() for part in column]).numpy() for column in zip(*parts))
+    return tuple(torch.cat(column).numpy() for column in zip(*parts))
 
 
 def _normalised_in_order(write, read, squares, layer, fixed) -> np.ndarray:
@@ -120,24 +121,35 @@ def _of_least_norm(squares: sparse.csr_array, fixed: np.ndarray) -> np.ndarray:
     no minimum, and stay.
     """
     logs = np.zeros(len(fixed))
-    number = np.where(fixed, 0, np.arange(len(fixed)))
+    number = np.where(fixed, 0, np.arange(len(fixed), dtype=np.int32))
     weights = squares.tocoo()
     paths = sparse.csr_array((weights.data, (number[weights.row], number[weights.col])), shape=squares.shape)
     reached = [breadth_first_order(matrix, 0, return_predecessors=False) for matrix in (paths.T, paths)]
     free = np.setdiff1d(np.intersect1d(*reached), [0])
+    del weights, paths
     if not len(free):
         return logs
     for _ in range(_MAX_STEPS):
         grown = np.exp(2 * logs)
-        scaled = (sparse.diags_array(grown) @ squares @ sparse.diags_array(1 / grown)).tocsr()
-        incoming, outgoing = scaled.sum(1)[free], scaled.sum(0)[free]
+        incoming, outgoing = (grown * (squares @ (1 / grown)))[free], ((squares.T @ grown) / grown)[free]
         total, gradient = incoming + outgoing, incoming - outgoing
         error = np.max(np.abs(gradient) / total)
         if error < 1e-14:
             break
-        coupled = scaled[free][:, free]
-        hessian = 2 * (sparse.diags_array(total) - coupled - coupled.T)
-        step, _ = cg(hessian, -gradient, rtol=min(0.1, error), M=sparse.diags_array(0.5 / total))
+
+        def hessian(step, grown=grown, total=total):
+            full = np.zeros(len(fixed))
+            full[free] = step
+            coupled = grown * (squares @ (full / grown)) + (squares.T @ (grown * full)) / grown
+            return 2 * (total * step - coupled[free])
+
+        size = (len(free), len(free))
+        step, _ = cg(
+            LinearOperator(size, matvec=hessian, dtype=float),
+            -gradient,
+            rtol=min(0.1, error),
+            M=sparse.diags_array(0.5 / total),
+        )
         logs[free] += step / max(1, np.abs(step).max())
         if np.abs(step).max() < 1e-14:
             break

@@ -255,6 +255,7 @@ class _GraphDomain:
         self.approximate: set[int] = set()
         self.pins: list[Pin] = []
         self._normalised: dict[str, Tensor] = {}
+        self._module = module
         # A shared parameter goes by its first name.
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
 
@@ -298,6 +299,15 @@ class _GraphDomain:
             self.units.pin(torch.cat(pieces))
         elif pieces:
             self._pin(torch.cat(pieces), where, reason)
+
+    def pin_parameters(self, names: set[str]) -> None:
+        """Pin the units of parameters that something else than their layer uses as well."""
+        named = dict(self._module.named_parameters(remove_duplicate=False))
+        for name in sorted(names & named.keys()):
+            first = self._names[id(named[name])]
+            if first in self.edges:
+                touched = torch.cat([ids.flatten() for ids in self.edges[first][:2]]).unique()
+                self._pin(touched, name, "it is used outside of its layer as well")
 
     def _record(self, where: str, parameter: nn.Parameter, edges: Edges) -> None:
         name = self._names[id(parameter)]
@@ -346,8 +356,8 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     Parameters
     ----------
     module : Module
-        The net, traced by torch.fx; it is neither run nor changed. A matrix, or a batch of sequences whose last axis is
-        the features', goes into its linear layers.
+        The net, traced by torch.fx in the mode that it is in; it is neither run nor changed. A matrix, or a batch of
+        sequences whose last axis is the features', goes into its linear layers.
 
     Returns
     -------
@@ -383,7 +393,7 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     """
     module = unwrapped(check_module(module))
     domain = _GraphDomain(module)
-    interpret(module, domain)
+    domain.pin_parameters(interpret(module, domain))
     return _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
 
 

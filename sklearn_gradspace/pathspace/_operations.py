@@ -43,8 +43,8 @@ class Domain(Protocol):
         """Take note that channels cannot be rescaled."""
 
 
-def interpret(module: nn.Module, domain: Domain) -> None:
-    """Run the operations of `module` on channels.
+def interpret(module: nn.Module, domain: Domain) -> set[str]:
+    """Run the operations of `module` on channels; return the names of parameters that are used otherwise.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def interpret(module: nn.Module, domain: Domain) -> None:
         What it is run on. All that reaches the output is pinned, at the place called "output".
     """
     graph, opaque = trace(module)
-    modules, values = dict(module.named_modules()), {}
+    modules, values, elsewhere = dict(module.named_modules()), {}, set()
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         given = _values((args, kwargs))
@@ -62,6 +62,8 @@ def interpret(module: nn.Module, domain: Domain) -> None:
             domain.pin(given, "output", "")
         elif node.op in ("placeholder", "get_attr"):
             values[node] = Value()
+            if node.op == "get_attr":
+                elsewhere.add(node.target)
         elif node.op != "call_module" and not given:
             values[node] = PLAIN
         else:
@@ -71,6 +73,9 @@ def interpret(module: nn.Module, domain: Domain) -> None:
                 where = node.target if node.op == "call_module" else f"{node.name} ({_layer_of(node)})"
                 domain.pin(given, where, str(reason))
                 values[node] = Value()
+                if node.op == "call_module":
+                    elsewhere.update(f"{where}.{name}" for name, _ in modules[where].named_parameters())
+    return elsewhere
 
 
 def _run(node: fx.Node, domain: Domain, modules, opaque, args, kwargs):
@@ -241,6 +246,9 @@ def _flatten(domain: Domain, value: Value, start_dim: int = 0, end_dim: int = -1
 
 def _view(domain: Domain, value: Value, *shape) -> Value:
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    rows = len(shape) == 2 and shape[0] == -1 and value.ndim != 2 and None not in value.pieces and not value.flat
+    if rows and shape[1] == len(value.channels):
+        raise Unsupported("rows of as many columns as there are channels may be of positions")
     if not value.is_root and not (len(shape) == 2 and (shape[0] in (PLAIN, -1) or shape[1] == -1)):
         raise Unsupported("it changes the shape in another way than flattening all but the samples")
     return value.flattened(1, -1)

@@ -52,11 +52,11 @@ def test_the_first_step_begins_with_the_canonical_twin(name, method):
 
 
 def test_what_auto_means():
-    """Deep plain nets get the skeleton start, others keep their function."""
+    """Deep plain nets get the start next to the identity, others keep their function."""
     deep, shallow = mlp(4, *[5] * 9, 3), mlp(4, 5, 5, 3)
     for net, diagonal in ((deep, 1), (shallow, None)):
         before = copy.deepcopy(net)
-        ECOptimizer(net, lr=0.1)
+        ECOptimizer(net, lr=0.1, init="auto")
         for layer, old in zip(net[::2], before[::2]):
             if diagonal is None:
                 assert torch.equal(layer.weight, old.weight)
@@ -64,7 +64,7 @@ def test_what_auto_means():
                 assert (layer.weight.diagonal() == 1).all() and not (old.weight.diagonal() == 1).any()
     narrow = BY_NAME["residual, two blocks"].net()
     with untouched(narrow):
-        ECOptimizer(narrow, lr=0.1)
+        ECOptimizer(narrow, lr=0.1, init="auto")
 
 
 @every_method
