@@ -3,6 +3,7 @@
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from pathspace.nets import EXACT, Net, mlp
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -101,6 +102,12 @@ def norm_called_on_the_input():
     layers = {"same": nn.Linear(4, 4, bias=False), "norm": nn.BatchNorm1d(4, eps=EXACT, affine=False)}
     layers |= {"middle": nn.Linear(4, 3), "head": nn.Linear(3, 2)}
     return Net(lambda net, x: net.head(net.middle(net.norm(net.same(net.norm(x).relu()))).relu()), **layers)
+
+
+def borrowed_weight():
+    """A layer's weight is read by a function, too."""
+    layers = {"first": nn.Linear(4, 4), "head": nn.Linear(4, 2)}
+    return Net(lambda net, x: net.head(F.linear(net.first(x).relu(), net.first.weight).relu()), **layers)
 
 
 def with_weight_norm():
