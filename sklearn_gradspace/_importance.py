@@ -182,7 +182,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
     def _moments(self, engine: GradientEngine, X: np.ndarray, labels: str, codes: np.ndarray | None) -> ScoreMoments:
         """Return the moments of the score, for each class apart if that is wanted, and for even and odd rows apart."""
         n_classes = len(self.classes_) if self.per_class else 1
-        moments = ScoreMoments(engine.blocks, 2 * n_classes, engine.device)
+        moments = ScoreMoments(engine.blocks, 2 * n_classes, engine.device, by_tap=self.criterion in _POWERS)
         uniform = check_random_state(self.random_state).uniform(size=len(X) if labels == "sampled" else 0)
         several = labels in ("expected", "all")
         if self.criterion in _POWERS:
@@ -190,15 +190,13 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         else:
             add = partial(add_survivals, moments, GradientFeatures(engine, self.percentile))
         size = self._batch_size(engine, engine.n_labels if several else 1)
-        looks = labels in ("sampled", "expected") or (self.per_class and codes is None)
         for start in range(0, len(X), size):
             rows = slice(start, start + size)
             batch, y = X[rows], None if codes is None else torch.from_numpy(codes[rows]).to(engine.device)
-            outputs = engine.outputs(batch) if looks else None
             groups = torch.arange(start, start + len(batch), device=engine.device) % 2
             if self.per_class:
-                groups += 2 * (predicted_labels("cross_entropy", outputs) if y is None else y)
-            add(X=batch, of=views(engine, outputs, labels, y, uniform[rows], len(batch)), groups=groups)
+                groups += 2 * (predicted_labels("cross_entropy", engine.outputs(batch)) if y is None else y)
+            add(X=batch, of=views(labels, y, uniform[rows]), groups=groups)
         return moments
 
     def _set_means(self, blocks, moments: ScoreMoments) -> None:

@@ -44,6 +44,13 @@ class Block:
         """Return a view with the parameter's shape in the place of the last axis."""
         return gradients.unflatten(-1, self.shape) if self.shape else gradients.squeeze(-1)
 
+    def shaped_by_tap(self, gradients: Tensor) -> Tensor:
+        """As `shaped`, for memory in which a kernel's taps stand before its channels: products of windows come so."""
+        if len(self.shape) < 3:
+            return self.shaped(gradients)
+        n_out, c, *kernel = self.shape
+        return gradients.unflatten(-1, (n_out, *kernel, c)).movedim(-1, gradients.ndim)
+
     def numbered_names(self) -> list[str]:
         """Return names such as ``"conv1.weight<0>"`` for columns that are no entries of the parameter."""
         return [f"{self.name}<{i}>" for i in range(self.size)]

@@ -49,9 +49,10 @@ def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Ten
     elif n_positions >= _MANY_POSITIONS and layer.groups == 1 and c >= _MANY_CHANNELS:
         _by_grouped_convolution(layer, windowed, points, out)
     else:
-        # Windows are copied in the order of memory and the products put into that of the weights, or the other way
-        # round: whichever is less.
-        _by_windows(layer, windowed, points, out, scratch, in_weight_order=n_positions < out.shape[2] // layer.groups)
+        # Windows are copied in the order of memory, which is by tap, and the products put into that of the weights, or
+        # the other way round: whichever is less.
+        by_tap = _is_by_tap(out) or n_positions >= out.shape[2] // layer.groups
+        _by_windows(layer, windowed, points, out, scratch, in_weight_order=not by_tap)
 
 
 def _by_grouped_convolution(layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor) -> None:
@@ -75,7 +76,8 @@ def _by_windows(
     points = points.movedim((1, 2), (-2, -1)).reshape(n, n_positions, k, groups, m).movedim(3, 1)
     points = points.reshape(n, groups, n_positions, k * m).mT  # (n, groups, k · m, positions)
     weights = out.view(n, k, groups, m, c, n_taps)
-    straight = in_weight_order and groups == k == 1
+    ordered = weights if in_weight_order else weights.mT  # as the products come
+    straight = groups == k == 1 and ordered[0].is_contiguous()
 
     limit = _WINDOW_BYTES * torch.get_num_threads() if out.device.type == "cpu" else _WINDOW_BYTES_ELSEWHERE
     step = min(n, max(1, limit // (groups * n_positions * n_taps * c * out.element_size())))
@@ -87,11 +89,15 @@ def _by_windows(
         u = copies[:rows].copy_(windows[part]).view(rows * groups, n_positions, n_taps * c)
         delta = points[part].reshape(rows * groups, k * m, n_positions)
         if straight:
-            torch.bmm(delta, u, out=out[part].view(rows, m, c * n_taps))
+            torch.bmm(delta, u, out=ordered[part].view(rows, m, c * n_taps))
             continue
-        product = torch.bmm(delta, u, out=products[: rows * groups]).view(rows, groups, k, m, c * n_taps)
-        product = product.unflatten(-1, (c, n_taps) if in_weight_order else (n_taps, c))
-        weights[part] = (product if in_weight_order else product.mT).transpose(1, 2)
+        product = torch.bmm(delta, u, out=products[: rows * groups])
+        ordered[part] = product.view(rows, groups, k, m, *ordered.shape[-2:]).transpose(1, 2)
+
+
+def _is_by_tap(weights: Tensor) -> bool:
+    """Whether the taps of weights of shape (n, k, m, c, *kernel) stand before the channels in memory."""
+    return weights[0, 0, 0].movedim(0, -1).is_contiguous()
 
 
 def _windows(

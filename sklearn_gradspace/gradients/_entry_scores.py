@@ -5,6 +5,9 @@ Rows of data enter; what they add to `ScoreMoments` leaves. The gradient of a li
 of other layers are formed a few rows at a time.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,49 +18,47 @@ from ._features import GradientFeatures
 from ._moments import ScoreMoments
 from ._outputs import Labels, label_probabilities
 
-Views = tuple[Labels, Tensor | None]
+Views = tuple[Labels, Callable[[Tensor], Tensor] | None]
 
 
 VIEWS = ("true", "predicted", "sampled", "expected", "all")
 
 
-def views(
-    engine: GradientEngine, outputs: Tensor | None, kind: str, y: Tensor | None, uniform: np.ndarray, n: int
-) -> Views:
-    """Return the labels whose gradients n rows give, and how much each counts.
+def views(kind: str, y: Tensor | None = None, uniform: np.ndarray | None = None) -> Views:
+    """Return the labels whose gradients rows give, and how much each counts.
 
     Parameters
     ----------
-    engine : GradientEngine
-    outputs : Tensor of shape (n, n_outputs), optional
-        What the net says of the rows, for "sampled" and "expected".
     kind : {"true", "predicted", "sampled", "expected", "all"}
     y : Tensor of shape (n,), optional
         Numbers of the true labels.
-    uniform : ndarray of shape (n,)
+    uniform : ndarray of shape (n,), optional
         Random numbers in [0, 1), by which labels are drawn.
-    n : int
 
     Returns
     -------
-    labels : Tensor of shape (n,), "predicted" or None
+    labels : Tensor of shape (n,), "predicted", callable or None
         As of :class:`GradientEngine`; None stands for all labels.
-    weights : Tensor of shape (n, n_labels) or None
-        Of the labels of a row, where it has several.
+    weights : callable or None
+        From outputs to weights of shape (n, n_labels) of the labels, where a row has several.
     """
-    if kind == "true":
-        return y, None
-    if kind == "predicted":
-        return "predicted", None
-    if kind == "all":
-        dtype, device = engine.feature_dtype, engine.device
-        return None, torch.full((n, engine.n_labels), 1 / engine.n_labels, dtype=dtype, device=device)
-    probabilities = label_probabilities(outputs.double())
-    if kind == "expected":
-        return None, probabilities.to(engine.feature_dtype)
-    cumulative = probabilities.cumsum(1)
+    if kind == "sampled":
+        return partial(_drawn, uniform=uniform), None
+    several = {"expected": label_probabilities, "all": lambda outputs: _alike(label_probabilities(outputs))}
+    if kind in several:
+        return None, several[kind]
+    return (y if kind == "true" else kind), None
+
+
+def _alike(probabilities: Tensor) -> Tensor:
+    return torch.full_like(probabilities, 1 / probabilities.shape[1])
+
+
+def _drawn(outputs: Tensor, uniform: np.ndarray) -> Tensor:
+    """Return a label for each row, drawn from the net's probabilities."""
+    cumulative = label_probabilities(outputs.double()).cumsum(1)
     below = torch.from_numpy(uniform).to(cumulative).unsqueeze(1) >= cumulative[:, :-1]
-    return below.sum(1), None
+    return below.sum(1)
 
 
 def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of: Views, groups: Tensor, p: int) -> None:
@@ -74,9 +75,10 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
         The number of each row's group.
     p : int
     """
-    labels, weights = of
+    labels, weigh = of
     gradients = FactoredGradients(engine, X, labels)
     with engine.computing(), torch.no_grad():
+        weights = None if weigh is None else weigh(gradients.outputs.double()).to(engine.feature_dtype)
         moments.count(groups)
         for block in engine.blocks:
             if block.name in gradients.factors:
@@ -86,7 +88,7 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
                 scale = torch.outer(of_unit.flatten(), of_input.flatten()) ** p
                 moments.add_products(block.name, left, right, groups, scale)
                 continue
-            for rows, part in gradients.parts(block.name, CACHE_BYTES):
+            for rows, part in gradients.parts(block.name, CACHE_BYTES, by_tap=True):
                 part.abs_()
                 scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p
                 scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])
@@ -95,7 +97,10 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
 
 def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarray, of: Views, groups: Tensor) -> None:
     """Add for each entry whether selection leaves it, ``sum_c weight_c [g_c survives]``; else as :func:`add_powers`."""
-    labels, weights = of
+    engine, (labels, weigh) = features.engine, of
+    outputs = engine.outputs(X).double() if weigh or callable(labels) else None
+    labels = labels(outputs) if callable(labels) else labels
+    weights = None if weigh is None else weigh(outputs).to(engine.feature_dtype)
     moments.count(groups)
     start = 0
     for part in features.parts(X, labels):

@@ -88,7 +88,7 @@ class FactoredGradients:
                 deltas, inputs = self.factors[block.name]
                 found[block.name] = deltas.square().sum(2) * inputs.square().sum(1, keepdim=True)
             else:
-                norms = [torch.linalg.vector_norm(part, dim=2) for _, part in self.parts(block.name)]
+                norms = [torch.linalg.vector_norm(part, dim=2) for _, part in self.parts(block.name, by_tap=True)]
                 found[block.name] = torch.cat(norms).square()
         return found
 
@@ -143,8 +143,8 @@ class FactoredGradients:
                 found[block.name] = of_deltas * (mine[1] @ theirs[1].T)[:, None, :, None]
                 continue
             product = found[block.name] = self._empty((*self.shape[:2], *other.shape[:2]))
-            for rows, part in self.parts(block.name):
-                for columns, of_other in other.parts(block.name):
+            for rows, part in self.parts(block.name, by_tap=True):
+                for columns, of_other in other.parts(block.name, by_tap=True):
                     product[rows, :, columns] = torch.einsum("nkp,mlp->nkml", part, of_other)
         return found
 
@@ -154,10 +154,11 @@ class FactoredGradients:
             raise KeyError(f"{name!r} is none of the parameters {', '.join(blocks)}.")
         return blocks[name]
 
-    def parts(self, name: str, n_bytes: int = _PART_BYTES) -> Iterator[tuple[slice, Tensor]]:
+    def parts(self, name: str, n_bytes: int = _PART_BYTES, *, by_tap: bool = False) -> Iterator[tuple[slice, Tensor]]:
         """Yield gradients of one parameter, of shape (part, k, size), each valid until the next is asked for.
 
-        A part takes `n_bytes`, unless a single row takes more.
+        A part takes `n_bytes`, unless a single row takes more. Its entries are in the parameter's order, or in that of
+        :meth:`Block.shaped_by_tap`, which saves a copy.
         """
         block, (n, k, _) = self._block(name), self.shape
         step = min(n, max(1, n_bytes // (k * block.size * self._engine.feature_dtype.itemsize)))
@@ -165,12 +166,13 @@ class FactoredGradients:
         with engine.scratch.lent("parts", shape, engine.feature_dtype, engine.device) as place:
             for rows in slices(n, step):
                 part = place[: rows.stop - rows.start]
-                self._write(self._forward.rows(rows), block, part)
+                self._write(self._forward.rows(rows), block, part, by_tap)
                 yield rows, part
 
-    def _write(self, forward: ForwardPass, block: Block, out: Tensor) -> None:
+    def _write(self, forward: ForwardPass, block: Block, out: Tensor, by_tap: bool = False) -> None:
+        shaped = block.shaped_by_tap(out) if by_tap else block.shaped(out)
         with self._engine.computing():
-            write_gradients(forward, [self._rules[block.name]], {block.name: block.shaped(out)})
+            write_gradients(forward, [self._rules[block.name]], {block.name: shaped})
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=self._engine.feature_dtype, device=self._engine.device)

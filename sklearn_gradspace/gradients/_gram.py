@@ -248,7 +248,7 @@ class GradientGram:
                 if block.name not in found:
                     zeros = torch.zeros(n, k * block.size, dtype=self.engine.feature_dtype, device=self.engine.device)
                     found[block.name] = (zeros,)
-                for rows, part in gradients.parts(block.name):
+                for rows, part in gradients.parts(block.name, by_tap=self.projection is None):
                     found[block.name][0][rows].add_(part.flatten(1), alpha=1 / len(views))
         for source in self.projection.sources if self.projection is not None else ():
             found[source.name] = (self.projection.of_block(source.name, _formed(found[source.name])),)

@@ -22,6 +22,8 @@ class ScoreMoments:
     n_groups : int
     device : device
         Where the sums are.
+    by_tap : bool, default=False
+        Whether scores come in the order of :meth:`Block.shaped_by_tap`.
 
     Attributes
     ----------
@@ -34,13 +36,13 @@ class ScoreMoments:
     squared gradient would else leave the range of single precision.
     """
 
-    def __init__(self, blocks: Sequence[Block], n_groups: int, device: torch.device) -> None:
+    def __init__(self, blocks: Sequence[Block], n_groups: int, device: torch.device, by_tap: bool = False) -> None:
         def zeros() -> dict[str, Tensor]:
             return {
                 block.name: torch.zeros(n_groups, block.size, dtype=torch.float64, device=device) for block in blocks
             }
 
-        self._shapes = {block.name: block.shape for block in blocks}
+        self._shaped = {block.name: block.shaped_by_tap if by_tap else block.shaped for block in blocks}
         self._sums, self._squares = zeros(), zeros()
         self.counts = torch.zeros(n_groups, dtype=torch.int64, device=device)
 
@@ -75,7 +77,7 @@ class ScoreMoments:
     def mean(self, name: str, groups: Sequence[int]) -> Tensor:
         """Return the mean score of the rows of some groups, of the parameter's shape; NaN where there are none."""
         groups = list(groups)
-        return (self._sums[name][groups].sum(0) / self.counts[groups].sum()).view(self._shapes[name])
+        return self._shaped[name](self._sums[name][groups].sum(0) / self.counts[groups].sum())
 
     def standard_error(self, name: str, groups: Sequence[int]) -> Tensor:
         """Return the standard error of `mean`; NaN where there are less than two rows."""
@@ -83,4 +85,4 @@ class ScoreMoments:
         n, total = self.counts[groups].sum().double(), self._sums[name][groups].sum(0)
         deviations = (self._squares[name][groups].sum(0) - total.square() / n).clamp(min=0)
         errors = (deviations / n / (n - 1)).sqrt() if n > 1 else torch.full_like(deviations, torch.nan)
-        return errors.view(self._shapes[name])
+        return self._shaped[name](errors)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 Scalar = str | Callable[[Tensor], Tensor]
-Labels = Tensor | str | None  # one label a row, "predicted" for the net's own, or all
+# One label a row, "predicted" for the net's own, a function that finds them by the outputs, or all.
+Labels = Tensor | str | Callable[[Tensor], Tensor] | None
 
 
 def as_table(returned: object, n: int) -> Tensor:
@@ -50,8 +51,9 @@ def cotangents(scalar: Scalar, outputs: Tensor, labels: Labels = None) -> Tensor
     scalar : {"cross_entropy", "log_probability", "logit"} or callable
         Which scalars a row has: see `GradientEngine`.
     outputs : Tensor of shape (n, n_outputs)
-    labels : Tensor of shape (n,) or "predicted", optional
-        The number of one scalar for each row, or that of the label that the net predicts; by default all.
+    labels : Tensor of shape (n,), "predicted" or callable, optional
+        The number of one scalar for each row, or that of the label that the net predicts, or a function from outputs to
+        these numbers; by default all.
 
     Returns
     -------
@@ -60,6 +62,8 @@ def cotangents(scalar: Scalar, outputs: Tensor, labels: Labels = None) -> Tensor
     outputs = outputs.detach()
     if isinstance(labels, str):
         labels = predicted_labels(scalar, outputs)
+    elif callable(labels):
+        labels = labels(outputs)
     labels = None if labels is None else labels.to(outputs.device)
     if callable(scalar):
         return _of_function(scalar, outputs, labels)

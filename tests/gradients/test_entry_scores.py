@@ -17,21 +17,21 @@ def test_views(name):
     outputs = engine.outputs(case.X)
     probabilities = label_probabilities(outputs)
     n_labels, y = probabilities.shape[1], torch.zeros(n, dtype=torch.int64)
-    assert views(engine, None, "true", y, np.empty(0), n) == (y, None)
-    assert views(engine, None, "predicted", None, np.empty(0), n) == ("predicted", None)
-    labels, weights = views(engine, outputs, "expected", None, np.empty(0), n)
-    assert labels is None
-    assert_close(weights, probabilities)
-    assert_close(views(engine, None, "all", None, np.empty(0), n)[1], np.full((n, n_labels), 1 / n_labels))
+    assert views("true", y) == (y, None)
+    assert views("predicted") == ("predicted", None)
+    for kind, expected in (("expected", probabilities), ("all", np.full((n, n_labels), 1 / n_labels))):
+        labels, weigh = views(kind)
+        assert labels is None
+        assert_close(weigh(outputs), expected)
 
 
 def test_drawn_labels_have_the_probabilities_of_the_net():
     case = BY_NAME["mlp of three layers"]
     engine, X = case.engine(), np.repeat(case.X[:1], 10000, 0)
     uniform = (np.arange(10000) + 0.5) / 10000
-    labels, weights = views(engine, engine.outputs(X), "sampled", None, uniform, 10000)
-    assert weights is None
-    share = torch.bincount(labels, minlength=3) / 10000
+    labels, weigh = views("sampled", uniform=uniform)
+    assert weigh is None
+    share = torch.bincount(labels(engine.outputs(X)), minlength=3) / 10000
     assert (share - label_probabilities(engine.outputs(X[:1]))[0]).abs().max() < 2e-4
 
 
@@ -41,9 +41,9 @@ def test_parts_do_not_show(part_bytes, p, monkeypatch):
     monkeypatch.setattr(module, "CACHE_BYTES", part_bytes)
     case = BY_NAME["conv2d twice"]
     engine = case.engine()
-    moments = ScoreMoments(engine.blocks, 2, engine.device)
+    moments = ScoreMoments(engine.blocks, 2, engine.device, by_tap=True)
     groups = torch.arange(len(case.X)) % 2
-    add_powers(moments, engine, case.X, views(engine, None, "all", None, np.empty(0), len(case.X)), groups, p)
+    add_powers(moments, engine, case.X, views("all"), groups, p)
     scores = engine(case.X).abs().pow(p).mean(1)
     for block in engine.blocks:
         expected = scores[:, block.slice].view(-1, *block.shape)
