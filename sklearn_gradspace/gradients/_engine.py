@@ -288,7 +288,7 @@ class GradientEngine:
         return {block.name: block.shaped(out[..., block.slice]) for block in self.blocks}
 
     def forward(self, X: np.ndarray, labels: Labels = None) -> ForwardPass:
-        """Return a pass of the rows `X` for the scalars `labels`, or what a function of the outputs says, or for all."""
+        """Return a pass of the rows `X` for the scalars `labels`, or what a function of outputs says, or for all."""
         inputs = self.inputs(X)
         forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
         if self.device.type == "cpu":
