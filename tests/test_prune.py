@@ -68,6 +68,7 @@ def test_pruning_a_pruned_net_prunes_further():
     once = prune(net, first)
     importance = EdgeImportance(once).fit(case.X)
     assert not importance.importances_["0.weight"][np.tri(5, 6) == 0].any()
+    assert GradientFeaturizer(once).fit(case.X).get_feature_names_out()[0] == "label0 0.weight[0,0]"
     second = np.arange(30).reshape(5, 6) % 3 > 0
     for name in ("0.weight", "0.weight_orig"):
         twice = prune(once, {name: second})

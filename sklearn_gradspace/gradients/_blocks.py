@@ -51,9 +51,9 @@ class Block:
         n_out, c, *kernel = self.shape
         return gradients.unflatten(-1, (n_out, *kernel, c)).movedim(-1, gradients.ndim)
 
-    def numbered_names(self) -> list[str]:
-        """Return names such as ``"conv1.weight<0>"`` for columns that are no entries of the parameter."""
-        return [f"{self.name}<{i}>" for i in range(self.size)]
+    def numbered_names(self, n: int) -> list[str]:
+        """Return names such as ``"conv1.weight<0>"`` for n columns that are no entries of the parameter."""
+        return [f"{self.name}<{i}>" for i in range(n)]
 
     @property
     def layer(self) -> str:

@@ -16,6 +16,7 @@ from ._engine import GradientEngine
 from ._fisher import Whitening
 from ._forward import ForwardPass
 from ._mask import entry_names, kept_blocks
+from ._names import plain_name
 from ._outputs import Labels
 from ._projection import Projection
 from ._rules import outer_factors
@@ -112,13 +113,13 @@ class GradientFeatures:
         return [low.item() for low, _ in ends] if all(torch.equal(low, high) for low, high in ends) else None
 
     def feature_names(self) -> list[str]:
-        """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``."""
+        """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``, by plain names of parameters."""
         mask = np.ones(self.engine.n_params, bool) if self.mask is None else self.mask
-        whole = {block.name: block for block in self.engine.blocks}
+        whole = {b.name: replace(b, name=plain_name(self.engine.net, b.name)) for b in self.engine.blocks}
         return [
             name
-            for kept, block in zip(self.kept_blocks, self.blocks)
-            for name in (entry_names(mask, whole[block.name]) if kept.size == block.size else block.numbered_names())
+            for kept, block, plain in ((k, b, whole[b.name]) for k, b in zip(self.kept_blocks, self.blocks))
+            for name in (entry_names(mask, plain) if kept.size == block.size else plain.numbered_names(block.size))
         ]
 
     def memory(self, n: int) -> int:
