@@ -8,6 +8,7 @@ from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
 from ._importance import EdgeImportance
 from ._importance_display import EdgeImportanceDisplay
+from ._persistence import load, save
 from ._prune import prune
 from .gradients import check_gradients
 
@@ -22,6 +23,8 @@ __all__ = [
     "GradientKernelClassifier",
     "check_gradients",
     "finetune",
+    "load",
     "prune",
+    "save",
 ]
 __version__ = "0.1.0"
