@@ -108,6 +108,9 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
         raise
     except Exception as error:  # a content that save would not write
         raise ValueError(f"{path} does not hold what this version can read: {type(error).__name__}: {error}") from error
+    unknown = sorted(net.keys() - set(reader.places)) if isinstance(net, dict) else []
+    if unknown:
+        raise ValueError(f"net has the places {unknown}; those of the file are {reader.places}.")
     if not isinstance(estimator, BaseEstimator):
         raise ValueError(f"{path} holds a {type(estimator).__name__}, no estimator.")
     return estimator

@@ -16,13 +16,14 @@ _FORMAT, _VERSION = "sklearn_gradspace", "1"
 
 def write_file(path: Path, content: dict, tensors: dict[str, Tensor]) -> None:
     """Write a file at once: whatever happens, there is the old one or the new one."""
-    save_file = _safetensors().torch.save_file
     text = json.dumps(content, allow_nan=False)
     metadata = {"format": _FORMAT, "version": _VERSION, "sha256": _checksum(text, tensors), "content": text}
+    written = _safetensors().torch.save(tensors, metadata)  # its save_file makes files that their owner alone may read
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata)
-        with temporary.open("rb+") as file:
+        with temporary.open("wb") as file:
+            file.write(written)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -54,9 +55,7 @@ def _check_format(path: Path, metadata: dict[str, str]) -> None:
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} is a safetensors file, but save did not write it.")
     if metadata.get("version") != _VERSION:
-        raise ValueError(
-            f"{path} is of format version {metadata.get('version')}; this version of sklearn_gradspace reads {_VERSION}."
-        )
+        raise ValueError(f"{path} is of format version {metadata.get('version')}; this version reads {_VERSION}.")
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

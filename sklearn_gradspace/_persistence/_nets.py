@@ -84,10 +84,11 @@ def _given_net(reader: Reader, node: dict) -> nn.Module:
     """Return a copy of the net that the user has handed over for a place, with the tensors of the file."""
     place = node["given"]
     handed = reader.net.get(place) if isinstance(reader.net, dict) else reader.net
+    reader.places.append(place)
     if handed is None:
         raise ValueError(
-            f"{place} is a net of the class {node['class']}, of which the file has the weights alone: pass a net of that "
-            f"kind, load(path, net=...), or several by their places, load(path, net={{{place!r}: ...}})."
+            f"{place} is a net of the class {node['class']}, of which the file has the weights alone: pass one of that "
+            f"class, load(path, net=...), or several by their places, load(path, net={{{place!r}: ...}})."
         )
     module = trained_module(handed)
     if module is None:
@@ -102,7 +103,9 @@ def _set_tensors(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     places = {name: (owner, own) for name, owner, own in _places(net)}
     missing, unknown = sorted(places.keys() - tensors.keys()), sorted(tensors.keys() - places.keys())
     if missing or unknown:
-        raise ValueError(f"{what}, has other tensors than the file: the file lacks {missing}, and it has {unknown} more.")
+        raise ValueError(
+            f"{what}, has other tensors than the file: the file lacks {missing}, and it has {unknown} more."
+        )
     for name, (owner, own) in places.items():
         here, tensor = getattr(owner, own), tensors[name]
         if here.shape != tensor.shape or isinstance(here, nn.Parameter) != isinstance(tensor, nn.Parameter):

@@ -119,10 +119,16 @@ class Reader:
         Nets that the user has handed over, one for all places or by their names.
     versions : dict of str to str
         The versions that the file was written with.
+
+    Attributes
+    ----------
+    places : list of str
+        Where the user's nets are.
     """
 
     def __init__(self, tensors: dict[str, Tensor], net: Any, versions: dict[str, str]) -> None:
         self.tensors, self.net, self.versions = tensors, net, versions
+        self.places: list[str] = []
         self._made: dict[int, Any] = {}
 
     def node(self, node: Node) -> Any:
@@ -134,7 +140,9 @@ class Reader:
         if node["kind"] == "same":
             return self._made[node["as"]]
         if node["kind"] not in _BY_NAME:
-            raise ValueError(f"the file holds a {node['kind']!r}, which this version of sklearn_gradspace does not know.")
+            raise ValueError(
+                f"the file holds a {node['kind']!r}, which this version of sklearn_gradspace does not know."
+            )
         kind = _BY_NAME[node["kind"]]
         value = kind.read(self, node)
         if kind.shared:
