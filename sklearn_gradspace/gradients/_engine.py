@@ -21,7 +21,7 @@ from ._forward import ForwardPass, forward_pass, net_output
 from ._memory import free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
-from ._rules import ParameterRule, loop, write_gradients
+from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import packed, shared_copy, usable
 from ._trial import try_out
@@ -76,6 +76,16 @@ class GradientEngine:
         Largest error of a parameter's gradients on the rows that decided, relative to the largest entry, where `dtype`
         is "bfloat16" or "tf32".
     """
+
+    # What is found out on a few rows.
+    input_dtype: torch.dtype
+    channels_last: bool
+    n_labels: int
+    rules: EngineReport
+    signature: dict[str, list]
+    row_bytes: int
+    label_bytes: int
+    rounding_error: float | None
 
     def __init__(
         self,
