@@ -138,7 +138,7 @@ def _read_history(reader: Reader, node: dict) -> History:
 
 
 def _read_object(reader: Reader, node: dict, of: type) -> object:
-    made = of.__new__(of)
+    made: object = of.__new__(of)  # type: ignore[call-overload]
     vars(made).update(reader.nodes(node["state"]))
     return made
 

@@ -113,7 +113,7 @@ def _set_tensors(net: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
                 f"{what}, has {name!r} as a {type(here).__name__} of shape {tuple(here.shape)}; in the file it is a "
                 f"{type(tensor).__name__} of shape {tuple(tensor.shape)}."
             )
-        home = next((d for d in (owner._parameters, owner._buffers) if own in d), vars(owner))
+        home: dict[str, Any] = next((d for d in (owner._parameters, owner._buffers) if own in d), vars(owner))
         home[own] = tensor
 
 

@@ -100,7 +100,7 @@ class Writer:
         tensor = tensor.detach().cpu()
         if not torch.ops.aten.is_non_overlapping_and_dense(tensor):
             tensor = tensor.contiguous()
-        order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+        order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
         if tensor.is_contiguous():
             order = list(range(tensor.ndim))
         name = str(len(self.tensors))

@@ -109,7 +109,8 @@ def _write_tensor(writer: Writer, value: Tensor, path: Path) -> dict:
 def _read_tensor(reader: Reader, node: dict) -> Tensor:
     device = usable(node.get("device", "cpu"))
     if "csr" in node:
-        return _csr(*(reader.stored(part) for part in node["csr"]), *node["shape"]).to(device)
+        starts, columns, values = (reader.stored(part) for part in node["csr"])
+        return _csr(starts, columns, values, *node["shape"]).to(device)
     tensor = reader.stored(node).to(device)
     return nn.Parameter(tensor, node["requires_grad"]) if "requires_grad" in node else tensor
 

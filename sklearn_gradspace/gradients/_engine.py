@@ -227,7 +227,7 @@ class GradientEngine:
         if isinstance(labels, str) and labels != "predicted":
             raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
         each = labels is not None and not isinstance(labels, str)
-        labels = self._checked_labels(labels, len(X)) if each else labels
+        labels = self._checked_labels(labels, len(X)) if each else labels  # type: ignore[arg-type]
         start = 0
         while start < len(X):
             size = min(len(X), batch_size or len(X), self._row_limit)
@@ -324,7 +324,7 @@ class GradientEngine:
             with torch.inference_mode(False):
                 yield
             return
-        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
         with _SWITCHING, torch.inference_mode(False):
             before = [switch.fp32_precision for switch in switches]
             try:
