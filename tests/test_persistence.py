@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import struct
 import sys
 import warnings
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -150,6 +152,14 @@ def test_what_is_loaded_returns_the_same_to_the_bit(name, tmp_path):
     assert shown[0].split(" at 0x")[0] == shown[1].split(" at 0x")[0]
     assert_same(model, round_trip(twin, tmp_path))
     clone(twin).fit(X, CODES)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pickle_and_joblib_keep_it_as_well(name, tmp_path):
+    model = MODELS[name]().fit(X, CODES)
+    assert_same(model, pickle.loads(pickle.dumps(model)))
+    joblib.dump(model, tmp_path / "model.joblib")
+    assert_same(model, joblib.load(tmp_path / "model.joblib"))
 
 
 @pytest.mark.parametrize("labels", LABELS)
@@ -371,6 +381,12 @@ def test_what_cannot_be_saved_is_named(estimator, named, tmp_path):
     with pytest.raises(TypeError, match=named):
         save(estimator, tmp_path / "file")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_net_that_a_function_has_trained_is_put_in_its_place(tmp_path):
+    model = make_pipeline(GradientFeaturizer(lambda X, y: plain_net()), gradnet()).fit(X, CODES)
+    model.set_params(gradientfeaturizer__net=model[0].module_)
+    assert_same(model, round_trip(model, tmp_path))
 
 
 def test_attributes_that_are_not_known_and_subclasses_are_refused(tmp_path):
