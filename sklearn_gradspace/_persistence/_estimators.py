@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import sklearn
 import skorch
@@ -71,6 +72,14 @@ _LEFT_OUT = {
 }
 
 
+def _attributes(reader: Reader, nodes: dict, of: type) -> dict[str, Any]:
+    """Return attributes for an object of a class, none of which stands in for a method."""
+    methods = [name for name in nodes if callable(getattr(of, name, None))]
+    if methods:
+        raise ValueError(f"the file has attributes that are methods of {of.__name__}: {', '.join(methods)}.")
+    return reader.nodes(nodes)
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a file is written with."""
     from .. import __version__
@@ -108,11 +117,11 @@ def _read_estimator(reader: Reader, node: dict) -> BaseEstimator:
             ),
             stacklevel=2,
         )
-    params = reader.nodes(node["params"])
+    params, state = (_attributes(reader, node[part], of) for part in ("params", "state"))
     if params.get("device") is not None and usable(params["device"]) != torch.device(params["device"]):
         params["device"] = "cpu"
     estimator = of(**params)
-    vars(estimator).update(reader.nodes(node["state"]))
+    vars(estimator).update(state)
     if isinstance(estimator, (NetEstimator, GradientKernelClassifier)):
         estimator._restore()
     return estimator
@@ -124,7 +133,7 @@ def _write_engine(writer: Writer, engine: GradientEngine, path: Path) -> dict:
 
 def _read_engine(reader: Reader, node: dict) -> GradientEngine:
     engine = GradientEngine.__new__(GradientEngine)
-    engine.__setstate__(reader.nodes(node["state"]))
+    engine.__setstate__(_attributes(reader, node["state"], GradientEngine))
     return engine
 
 
@@ -139,7 +148,7 @@ def _read_history(reader: Reader, node: dict) -> History:
 
 def _read_object(reader: Reader, node: dict, of: type) -> object:
     made: object = of.__new__(of)  # type: ignore[call-overload]
-    vars(made).update(reader.nodes(node["state"]))
+    vars(made).update(_attributes(reader, node["state"], of))
     return made
 
 
