@@ -470,6 +470,12 @@ def test_other_versions_and_other_files_are_refused(written, tmp_path):
         load(tmp_path / "none")
 
 
+def test_what_is_no_net_is_refused(written):
+    for net in (Net, "net", {"standardscaler__net": 3}, NeuralNetClassifier(MLP)):
+        with pytest.raises(TypeError, match="net must be a Module"):
+            load(written, net)
+
+
 def test_a_header_that_claims_more_than_there_is_allocates_nothing(tmp_path):
     path = tmp_path / "file"
     for length, header in (

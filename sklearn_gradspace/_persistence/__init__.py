@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._base_net import trained_module
 from . import _estimators, _nets, _values  # noqa: F401  each makes its kinds known
 from ._estimators import versions
 from ._file import read_file, write_file
@@ -90,6 +91,8 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
     ValueError
         Where it is no such file, or one of another format version, or a damaged one; where a net is missing, or has
         other parameters than the one that was saved.
+    TypeError
+        Where `net` holds anything but trained nets.
     FileNotFoundError
         Where there is no file.
     ImportError
@@ -100,6 +103,9 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
     InconsistentVersionWarning
         For an estimator of scikit-learn's that another version of it has fitted.
     """
+    for handed in net.values() if isinstance(net, dict) else [net]:
+        if handed is not None and trained_module(handed) is None:
+            raise TypeError(f"net must be a Module, a fitted skorch net or a dict of them, not {handed!r}.")
     content, tensors = read_file(Path(path))
     try:
         reader = Reader(tensors, net, content["versions"])

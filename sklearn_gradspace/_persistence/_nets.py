@@ -90,10 +90,7 @@ def _given_net(reader: Reader, node: dict) -> nn.Module:
             f"{place} is a net of the class {node['class']}, of which the file has the weights alone: pass one of that "
             f"class, load(path, net=...), or several by their places, load(path, net={{{place!r}: ...}})."
         )
-    module = trained_module(handed)
-    if module is None:
-        raise TypeError(f"net must be a Module, a fitted skorch net, or a dict of them, not a {type(handed).__name__}.")
-    net = own_copy(module)
+    net = own_copy(trained_module(handed))
     _set_tensors(net, reader.nodes(node["tensors"]), f"net for {place}, a {type(net).__name__}")
     return net
 
