@@ -8,6 +8,8 @@ from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
 from ._importance import EdgeImportance
 from ._importance_display import EdgeImportanceDisplay
+from ._onnx import to_onnx
+from ._persistence import load, save
 from ._prune import prune
 from .gradients import check_gradients
 
@@ -22,6 +24,9 @@ __all__ = [
     "GradientKernelClassifier",
     "check_gradients",
     "finetune",
+    "load",
     "prune",
+    "save",
+    "to_onnx",
 ]
 __version__ = "0.1.0"

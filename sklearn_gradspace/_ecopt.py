@@ -141,6 +141,13 @@ class ECOptMixin:
         )
         return self
 
+    def _restore(self):
+        init, self.init = self.init, "keep"
+        try:
+            super()._restore()
+        finally:
+            self.init = init
+
     @property
     def scale_graph_(self):
         """The units that can be rescaled, and what pins others."""

@@ -248,6 +248,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
 
     def _fit_scaler(self, unscaled: GradientFeatures, X: np.ndarray) -> Scaler | Whitening:
         engine = unscaled.engine
+        statistics: FisherStatistics | ScaleStatistics
         if self.scale in FISHER_SCALES:
             statistics = FisherStatistics(self.scale, engine.blocks)
             statistics.require_memory(engine.device)
@@ -260,13 +261,15 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             X = X[np.sort(rows)]
         array = GradientArray(features, X)
         for of_batch in over_batches(statistics.of, array, self.n_jobs, self.verbose, "statistics"):
-            statistics.merge(of_batch)
+            statistics.merge(of_batch)  # type: ignore[arg-type]
         scaler = statistics.scaler(engine.feature_dtype)
         if not scaler.is_finite:
             for batch in array.batches():
                 engine.outputs(batch.X)  # names the rows
             raise ValueError("gradients of net overflow: they are not finite although its outputs are.")
-        return Scaler(scaler.divisor[unscaled.columns]) if self.scale == "fisher" else scaler
+        if self.scale == "fisher" and isinstance(scaler, Scaler):
+            return Scaler(scaler.divisor[unscaled.columns])
+        return scaler
 
     def fit_transform(self, X, y=None):
         """Fit to samples and return their features, which in a lazy array are augmented when they are trained on.

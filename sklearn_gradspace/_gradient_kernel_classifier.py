@@ -238,6 +238,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         state.pop("_held", None)  # what can be computed anew
         return state
 
+    def _restore(self) -> None:
+        """Compute what was left out; predictions are then those of the classifier that was saved, bit by bit."""
+        self._held = self.gram_.held(self.landmarks_)
+
     def decision_function(self, X):
         """Return the scores of the classes.
 

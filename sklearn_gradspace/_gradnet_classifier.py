@@ -340,7 +340,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         labels = None
         if self.module_.training:
             if isinstance(x, GradientArray) and x.augment is not None:
-                x = x.augmented(np.random.default_rng(torch.randint(2**62, ()).item()))
+                x = x.augmented(np.random.default_rng(int(torch.randint(2**62, ()))))
             labels = self._drawn_labels(len(x))
         outputs = torch.cat([self._apply(features, **fit_params) for features in self._features(x, labels)])
         logits = outputs.unflatten(0, (len(x), -1)).mean(1)

@@ -161,7 +161,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         """
         check_parameters(self, y)
         for of_another_fit in ("classes_", "class_importances_", "class_standard_errors_"):
-            vars(self).pop(of_another_fit, None)
+            self.__dict__.pop(of_another_fit, None)
         X, y = self._fit_net(X, y)
         self.n_samples_seen_ = len(X)
         engine = GradientEngine(self.module_, X, self.layers, self.device, output=self.net_output)
@@ -226,7 +226,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
                 )
         self.importances_, self._halves = values, halves
         self.unit_importances_ = {name: unit_sums(self.module_, name, v) for name, v in values.items()}
-        self.layer_importances_ = {}
+        self.layer_importances_: dict[str, float] = {}
         for name, of_parameter in values.items():
             layer = name.rpartition(".")[0]
             self.layer_importances_[layer] = self.layer_importances_.get(layer, 0.0) + float(of_parameter.sum())
@@ -272,7 +272,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is neither 'global' nor 'layer'.")
         groups = [list(importances)] if scope == "global" else [[name] for name in importances]
-        chosen = {}
+        chosen: dict[str, torch.Tensor] = {}
         for names in groups:
             values = np.concatenate([importances[name].ravel() for name in names])
             kept = np.zeros(len(values), bool)
@@ -297,7 +297,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         check_is_fitted(self, "importances_")
         if not hasattr(self, "class_importances_"):
             raise ValueError("label needs importances by class: fit with per_class=True.")
-        places = np.flatnonzero(self.classes_ == label) if np.ndim(label) == 0 else []
+        places = np.flatnonzero(self.classes_ == label) if np.ndim(label) == 0 else np.empty(0)
         if not len(places):
             raise ValueError(f"label={label!r} is none of the classes {self.classes_[:10].tolist()}.")
         found = {name: values[places[0]] for name, values in self.class_importances_.items()}

@@ -158,7 +158,7 @@ class EdgeImportanceDisplay:
             import matplotlib.pyplot as plt
 
             ax = plt.subplots(figsize=_SIZES[self.kind], layout="constrained")[1]
-        DRAWINGS[self.kind](self, ax, **kwargs)
+        DRAWINGS[self.kind](self, ax, **kwargs)  # type: ignore[operator]
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

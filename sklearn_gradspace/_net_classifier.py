@@ -100,7 +100,7 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
     def _weights_by_class(self, y: np.ndarray) -> np.ndarray:
         codes = self.class_weight
         if isinstance(codes, Mapping):
-            unknown = sorted(set(codes) - set(self._labels.tolist()), key=str)
+            unknown: list = sorted(set(codes) - set(self._labels.tolist()), key=str)
             if unknown or min(codes.values()) < 0:
                 raise ValueError(f"class_weight has negative weights, or labels that y does not: {unknown}.")
             codes = {i: codes.get(label, 1.0) for i, label in enumerate(self._labels.tolist())}

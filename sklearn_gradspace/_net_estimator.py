@@ -4,6 +4,7 @@ Samples, targets and weights of any kind enter; rows that skorch trains on and a
 the subclass's.
 """
 
+import warnings
 from collections.abc import Mapping
 from math import prod
 
@@ -218,7 +219,8 @@ class NetEstimator(SklearnNetMixin):
         X = validate_data(self, as_array(X), reset=reset, accept_sparse="csr", dtype=dtype, allow_nd=self._allow_nd)
         if reset:
             self._set_dtype(X.dtype)
-            self._n_inputs = prod(X.shape[1:])
+            self._sample_shape = X.shape[1:]
+            self._n_inputs = prod(self._sample_shape)
         return X
 
     def _set_dtype(self, dtype: np.dtype) -> None:
@@ -277,6 +279,16 @@ class NetEstimator(SklearnNetMixin):
         by_class = None if y_true.is_floating_point() else getattr(self.criterion_, "weight", None)
         total = len(losses) if by_class is None else by_class[y_true].sum()  # what torch's mean divides by
         return (losses * torch.as_tensor(X.weight, device=losses.device)).sum() / total
+
+    def _restore(self) -> None:
+        """Make all that skorch makes beside the module, which is there and stays as it is."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `fit` has given them
+            self._initialize_virtual_params()
+            self._initialize_callbacks()
+            self._initialize_criterion()
+            self._initialize_optimizer()
+        self.initialized_ = True
 
     def _module_sizes(self) -> dict:
         return {"n_features": self._n_inputs, "n_outputs": self._n_outputs}

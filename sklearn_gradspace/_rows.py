@@ -6,6 +6,7 @@ matrix or a lazy array one computation a row.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def as_array(X):
 class WeightedRows:
     """Rows of data with a weight each, as one thing to index."""
 
-    X: object
+    X: Any
     weight: np.ndarray
 
     @property

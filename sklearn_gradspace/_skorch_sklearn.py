@@ -50,6 +50,8 @@ class SklearnNetMixin:
         "optimizer",
     ]
     cuda_dependent_attributes_: ClassVar[list[str]] = ["module_", "criterion_", "optimizer_"]
+    device: str | torch.device | None
+    _rng_states: list[Tensor]
     _modules, _criteria, _optimizers = ["module"], ["criterion"], ["optimizer"]
 
     def _drop_fitted_attributes(self) -> None:
@@ -104,7 +106,7 @@ class SklearnNetMixin:
         # skorch pickles modules to bytes at once, by a pickler that knows no class of __main__. It does so for the sake
         # of CUDA; on the CPU the modules travel like everything else.
         on_cpu = all(p.device.type == "cpu" for p in getattr(self, "module_", nn.Module()).parameters())
-        return vars(self).copy() if on_cpu else super().__getstate__()
+        return vars(self).copy() if on_cpu else super().__getstate__()  # type: ignore[return-value]
 
     def __setstate__(self, state: dict) -> None:
         if "__cuda_dependent_attributes__" not in state:

@@ -107,7 +107,7 @@ class GradientArray:
 
     def take(self, indices, axis: int = 0, out=None, mode: str = "raise"):
         """Return rows, as NumPy's function of the name expects it; along the other axis an ndarray."""
-        return self[indices] if axis == 0 else np.asarray(self).take(indices, axis, out, mode)
+        return self[indices] if axis == 0 else np.asarray(self).take(indices, axis, out, mode)  # type: ignore[call-overload]
 
     def augmented(self, generator: np.random.Generator) -> "GradientArray":
         """Return the features of augmented rows, or the array itself where it has no augmentation."""

@@ -93,7 +93,7 @@ def check_gradients(
     """
     X = np.asarray(X)
     options = {"layers": layers, "device": device, "scalar": scalar, "output": output}
-    exact, working = (GradientEngine(net, X, **options, dtype=d) for d in ("float64", dtype))
+    exact, working = (GradientEngine(net, X, **options, dtype=d) for d in ("float64", dtype))  # type: ignore[arg-type]
     truth = _loop(exact, X)
     largest = truth.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     errors = [((engine(X).double() - truth).abs() / largest).amax((0, 1)) for engine in (exact, working)]

@@ -21,7 +21,7 @@ from ._forward import ForwardPass, forward_pass, net_output
 from ._memory import free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
-from ._rules import ParameterRule, loop, write_gradients
+from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import packed, shared_copy, usable
 from ._trial import try_out
@@ -76,6 +76,16 @@ class GradientEngine:
         Largest error of a parameter's gradients on the rows that decided, relative to the largest entry, where `dtype`
         is "bfloat16" or "tf32".
     """
+
+    # What is found out on a few rows.
+    input_dtype: torch.dtype
+    channels_last: bool
+    n_labels: int
+    rules: EngineReport
+    signature: dict[str, list]
+    row_bytes: int
+    label_bytes: int
+    rounding_error: float | None
 
     def __init__(
         self,
@@ -217,7 +227,7 @@ class GradientEngine:
         if isinstance(labels, str) and labels != "predicted":
             raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
         each = labels is not None and not isinstance(labels, str)
-        labels = self._checked_labels(labels, len(X)) if each else labels
+        labels = self._checked_labels(labels, len(X)) if each else labels  # type: ignore[arg-type]
         start = 0
         while start < len(X):
             size = min(len(X), batch_size or len(X), self._row_limit)
@@ -314,7 +324,7 @@ class GradientEngine:
             with torch.inference_mode(False):
                 yield
             return
-        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
         with _SWITCHING, torch.inference_mode(False):
             before = [switch.fp32_precision for switch in switches]
             try:

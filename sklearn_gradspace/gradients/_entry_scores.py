@@ -90,7 +90,7 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
                 continue
             for rows, part in gradients.parts(block.name, CACHE_BYTES, by_tap=True):
                 part.abs_()
-                scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p
+                scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p  # type: ignore[assignment]
                 scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])
                 moments.add(block.name, scores, groups[rows], scale)
 
@@ -103,7 +103,7 @@ def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarr
     weights = None if weigh is None else weigh(outputs).to(engine.feature_dtype)
     moments.count(groups)
     start = 0
-    for part in features.parts(X, labels):
+    for part in features.parts(X, labels):  # type: ignore[arg-type]
         rows = slice(start, start + len(part))
         scores = _weighted(part.copy_(part != 0), None if weights is None else weights[rows])
         for block in features.blocks:

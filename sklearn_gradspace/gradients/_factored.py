@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from ._blocks import Block
 from ._engine import GradientEngine
 from ._forward import ForwardPass
+from ._outputs import Labels
 from ._passes import slices
 from ._rules import outer_factors, write_gradients
 
@@ -41,7 +42,7 @@ class FactoredGradients:
     engine : GradientEngine
     X : ndarray of shape (n, ...)
         Rows that one pass through the net can take.
-    labels : Tensor of shape (n,), optional
+    labels : Tensor of shape (n,) or "predicted", optional
         The number of one scalar for each row; by default all.
 
     Attributes
@@ -55,12 +56,12 @@ class FactoredGradients:
     Other gradients are formed a few rows at a time.
     """
 
-    def __init__(self, engine: GradientEngine, X: np.ndarray, labels: Tensor | None = None) -> None:
+    def __init__(self, engine: GradientEngine, X: np.ndarray, labels: Labels = None) -> None:
         with engine.computing():
             forward = engine.forward(X, labels)
         self._engine, self._forward = engine, forward
         self._rules = {rule.name: rule for rule in engine.rules_for(forward)}
-        self.factors = outer_factors(forward, self._rules.values(), engine.feature_dtype)
+        self.factors = outer_factors(forward, list(self._rules.values()), engine.feature_dtype)
 
     @property
     def outputs(self) -> Tensor:
@@ -105,7 +106,7 @@ class FactoredGradients:
         -------
         Tensor of shape (n, k, h)
         """
-        total = 0
+        total: Tensor | int = 0
         for name, direction in directions.items():
             shape = self._block(name).shape
             if tuple(direction.shape[1:]) != shape:
@@ -123,9 +124,9 @@ class FactoredGradients:
             if flat.requires_grad and torch.is_grad_enabled():  # the backward pass needs all of them
                 parts = [self.dense(name).reshape(*self.shape[:2], -1)]
             else:
-                parts = (part for _, part in self.parts(name))
+                parts = (part for _, part in self.parts(name))  # type: ignore[assignment]
             total = total + torch.cat([part @ flat.T for part in parts])
-        return total
+        return total  # type: ignore[return-value]
 
     @_computing
     def inner(self, other: "FactoredGradients") -> dict[str, Tensor]:

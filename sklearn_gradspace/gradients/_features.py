@@ -200,11 +200,11 @@ class GradientFeatures:
         if self._whitens:
             self.scaler(gradients)
         if self.mask is not None:
-            gradients = gradients.index_select(-1, self.columns)
+            gradients = gradients.index_select(-1, self.columns)  # type: ignore[arg-type]
         scratch = self.engine.scratch
         factors = self._factors(forward) if self.percentile < 100 and not self._whitens else None
         select_largest(gradients, self.kept_blocks, self.percentile, factors, self.selection, scratch)
-        scaler = None if self._whitens else self.scaler
+        scaler = self.scaler if isinstance(self.scaler, Scaler) else None
         for piece in self._pieces(gradients):
             if self.compile:
                 of_piece = scaler or Scaler(None)

@@ -142,7 +142,7 @@ class FisherStatistics:
         if self.scale == "fisher":
             roots = torch.cat(list(moments)).sqrt()
             return Scaler(torch.where(roots == 0, 1, roots).to(dtype))
-        factors = []
+        factors: list[tuple[Tensor, ...]] = []
         for block in self.blocks:
             moment = next(moments)
             if self._is_factored(block):

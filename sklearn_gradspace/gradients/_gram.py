@@ -7,7 +7,6 @@ empirical neural tangent kernel; that of the logits is the mean over them.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
-from math import prod
 
 import numpy as np
 import torch
@@ -53,7 +52,7 @@ class GradientTile:
     @cached_property
     def squared_norms(self) -> Tensor:
         """Return for each parameter the sums over scalars of squared norms, of shape (n_blocks, n)."""
-        return torch.stack([prod(map(_squared_lengths, tensors)) for tensors in self.gradients.values()])
+        return torch.stack([reduce(Tensor.mul, map(_squared_lengths, tensors)) for tensors in self.gradients.values()])
 
     def inner(self, other: "GradientTile") -> Iterator[Tensor]:
         """Yield for each parameter the sums over scalars of inner products, of shape (n, m)."""
@@ -190,7 +189,7 @@ class GradientGram:
         means = []
         for rows in slices(len(X), self._pass_rows):
             views = self._views(X[rows])
-            means.append(sum(map(self.engine.outputs, views)) / len(views))
+            means.append(reduce(Tensor.add, map(self.engine.outputs, views)) / len(views))
         return torch.cat(means)
 
     def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:
@@ -237,7 +236,8 @@ class GradientGram:
 
     def _pass(self, X: np.ndarray) -> dict[str, tuple[Tensor, ...]]:
         """Return the gradients of a few rows, averaged over views."""
-        found, views = {}, self._views(X)
+        found: dict[str, tuple[Tensor, ...]] = {}
+        views = self._views(X)
         for view in views:
             gradients = FactoredGradients(self.engine, view)
             n, k, _ = gradients.shape

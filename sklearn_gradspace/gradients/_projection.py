@@ -78,8 +78,10 @@ class Projection:
 
 
 def _arrays(matrix: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
-    parts = (matrix.crow_indices(), matrix.col_indices(), matrix.values())
-    return *(part.cpu().numpy() for part in parts), tuple(matrix.shape)
+    starts, columns, values = (
+        part.cpu().numpy() for part in (matrix.crow_indices(), matrix.col_indices(), matrix.values())
+    )
+    return starts, columns, values, tuple(matrix.shape)
 
 
 def _unpack(sources: tuple[Block, ...], arrays: Sequence[tuple | None]) -> Projection:
@@ -87,7 +89,7 @@ def _unpack(sources: tuple[Block, ...], arrays: Sequence[tuple | None]) -> Proje
         # Of what torch has in beta only the product with a dense matrix is used, which tests compare with SciPy's.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         matrices = [
-            None if of is None else torch.sparse_csr_tensor(*map(tensor_of, of[:3]), of[3], check_invariants=False)
+            None if of is None else torch.sparse_csr_tensor(*map(tensor_of, of[:3]), of[3], check_invariants=False)  # type: ignore[call-arg, arg-type]
             for of in arrays
         ]
     return Projection(sources, tuple(matrices))

@@ -25,7 +25,7 @@ class Entries(NamedTuple):
         Their places among all entries of their kind.
     """
 
-    index: tuple[Tensor, ...]
+    index: tuple[Tensor, ...]  # type: ignore[assignment]
     chain: Tensor
     place: Tensor
 

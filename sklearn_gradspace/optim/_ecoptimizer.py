@@ -158,7 +158,8 @@ class ECOptimizer(torch.optim.Optimizer):
         plain = [{name: group[name] for name in group if name != "param_names"} for group in self.param_groups]
         plain = [dict(group, params=[*group["params"], *chain]) for group, chain in zip(plain, chains, strict=True)]
         self.inner = optimizer(plain, **kwargs)
-        self._method, self._space, self._starts = method, None, method is not None
+        self._method, self._starts = method, method is not None
+        self._space: PathSteps | Balancing | None = None
         if method == "path":
             self._space = PathSteps(self.graph, self.inner, units == "raw", path_penalty, chart_every)
         elif method == "balanced":
@@ -215,7 +216,8 @@ class ECOptimizer(torch.optim.Optimizer):
             return True
         if gradients[0].is_cuda and all(group.get("fused") for group in self.inner.param_groups):
             largest = torch.stack(torch._foreach_norm(gradients, torch.inf))
-            self.inner.found_inf = (~largest.isfinite().all()).float()  # fused optimizers skip the step on the device
+            # Fused optimizers skip the step on the device.
+            self.inner.found_inf = (~largest.isfinite().all()).float()  # type: ignore[attr-defined]
             return True
         total = sum(gradient.sum() for gradient in gradients)  # which may overflow, but is ten times as fast
         return bool(total.isfinite()) or all(bool(gradient.isfinite().all()) for gradient in gradients)

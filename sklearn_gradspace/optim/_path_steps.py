@@ -80,7 +80,9 @@ class PathSteps:
         self._like = torch.empty_like(self._chains[0])
         group_of = {id(parameter): i for i, group in enumerate(inner.param_groups) for parameter in group["params"]}
         self._group_of = {name: group_of.get(id(parameter), 0) for name, parameter in self._parameters.items()}
-        self._n_steps, self._chart, self._versions = 0, None, None
+        self._n_steps = 0
+        self._chart: Chart | None = None
+        self._versions: list[int] | None = None
 
     def step(self) -> None:
         """Let the inner optimizer make its step."""
@@ -133,7 +135,7 @@ class PathSteps:
 
     def _to_coordinates(self) -> list[tuple[Tensor, Tensor]]:
         """Make coordinates of weights, and of their gradients; return the gradients, which are put back afterwards."""
-        gradients = []
+        gradients: list[tuple[Tensor, Tensor]] = []
         for of in self._coordinates:
             parameter, gradient, factor = of.parameter, of.parameter.grad, of.factor(self._ratio)
             if factor is not None:

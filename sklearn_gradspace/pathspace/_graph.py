@@ -251,7 +251,9 @@ class _GraphDomain:
     fill = torch.zeros((), dtype=torch.long)
 
     def __init__(self, module: nn.Module) -> None:
-        self.units, self.edges, self.statistics = _Units(), {}, {}
+        self.units = _Units()
+        self.edges: dict = {}
+        self.statistics: dict = {}
         self.approximate: set[int] = set()
         self.pins: list[Pin] = []
         self._normalised: dict[str, Tensor] = {}

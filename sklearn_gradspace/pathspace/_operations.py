@@ -54,7 +54,8 @@ def interpret(module: nn.Module, domain: Domain) -> set[str]:
         What it is run on. All that reaches the output is pinned, at the place called "output".
     """
     graph, opaque = trace(module)
-    modules, values, elsewhere = dict(module.named_modules()), {}, set()
+    modules, elsewhere = dict(module.named_modules()), set()
+    values: dict = {}
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         given = _values((args, kwargs))
@@ -86,7 +87,7 @@ def _run(node: fx.Node, domain: Domain, modules, opaque, args, kwargs):
             raise Unsupported(opaque[node.target])
         operation = partial(_run_layer, where=node.target, layer=modules[node.target])
     else:
-        operation = (OPERATIONS if node.op == "call_function" else METHODS).get(node.target)
+        operation = (OPERATIONS if node.op == "call_function" else METHODS).get(node.target)  # type: ignore[assignment]
         if operation is None:
             raise Unsupported("it is not known to commute with rescaling")
     try:
@@ -106,7 +107,7 @@ def _layer_of(node: fx.Node) -> str:
     return next(reversed(stack), "") or "forward"
 
 
-def _run_layer(domain: Domain, value: Value = None, *args, where: str, layer: nn.Module, **kwargs) -> Value:
+def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, layer: nn.Module, **kwargs) -> Value:
     kind = type(layer)
     if not isinstance(value, Value) or getattr(layer, "return_indices", False):
         raise Unsupported("it takes or gives more than one tensor")
@@ -245,7 +246,7 @@ def _flatten(domain: Domain, value: Value, start_dim: int = 0, end_dim: int = -1
 
 
 def _view(domain: Domain, value: Value, *shape) -> Value:
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape  # type: ignore[assignment]
     rows = len(shape) == 2 and shape[0] == -1 and value.ndim != 2 and None not in value.pieces and not value.flat
     if rows and shape[1] == len(value.channels):
         raise Unsupported("rows of as many columns as there are channels may be of positions")
