@@ -6,6 +6,7 @@ from ._finetune import finetune
 from ._gradient_kernel import GradientKernel
 from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
+from ._history_display import HistoryDisplay
 from ._importance import EdgeImportance
 from ._importance_display import EdgeImportanceDisplay
 from ._prune import prune
@@ -20,6 +21,7 @@ __all__ = [
     "GradientFeaturizer",
     "GradientKernel",
     "GradientKernelClassifier",
+    "HistoryDisplay",
     "check_gradients",
     "finetune",
     "prune",
