@@ -85,7 +85,8 @@ inner, used["products, (8 × 10)²"] = with_memory(products)
 assert torch.allclose(inner.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1), sum(norms.values())[:8], rtol=1e-4)
 
 # %%
-# The exact separator's kernel is made of them:
+# The exact separator's kernel is made of them. Most of the memory that it takes here is that of a moment in which
+# ``fit`` checks gradients on two rows in double precision.
 
 kernel, used["kernel of 32 rows"] = with_memory(lambda: GradientKernel(net).fit(X).transform(X))
 
@@ -97,10 +98,10 @@ kernel, used["kernel of 32 rows"] = with_memory(lambda: GradientKernel(net).fit(
 # gradients exist for a few rows at a time.
 
 featurizer = GradientFeaturizer(net, projection=250, percentile=100, scale=None, power=None, random_state=0)
-short, used["projected, 2 rows"] = with_memory(lambda: featurizer.fit_transform(X[:2]).toarray())
-print(f"projected features of two rows: {short.shape}")
+short, used["projected, 8 rows"] = with_memory(lambda: featurizer.fit_transform(X[:8]).toarray())
+print(f"projected features: {short.shape}")
 
-formed = {"norms, 32 rows × 10 labels": 32, "products, (8 × 10)²": 8, "kernel of 32 rows": 32, "projected, 2 rows": 2}
+formed = {"norms, 32 rows × 10 labels": 32, "products, (8 × 10)²": 8, "kernel of 32 rows": 32, "projected, 8 rows": 8}
 fig, ax = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
 places = np.arange(len(used))
 would = [formed[name] * engine.n_labels * engine.n_params * 4 / 1e6 for name in used]
