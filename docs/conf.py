@@ -50,6 +50,7 @@ sphinx_gallery_conf = {
     "only_warn_on_example_error": True,  # so that -W fails, and without it the other pages are built
     "within_subsection_order": "ExampleTitleSortKey",
     "download_all_examples": False,
+    "capture_repr": ("_repr_html_",),
     "min_reported_time": 1000,
     "show_memory": False,
     "backreferences_dir": "generated/backreferences",

@@ -61,9 +61,8 @@ print(f"features within 1e-3 of those in double precision on the CPU: {same.mean
 # How many rows at a time
 # -----------------------
 #
-# A device likes large batches. Gradients of all labels, a second, over the rows in a batch; the first pass, which warms
-# up, is not counted. (On a CPU small batches do as well: gradients are made some rows at a time, as many as a cache
-# holds.)
+# A pass costs some time however few its rows are, on a GPU more than on a CPU. Gradients of all labels, a second, over
+# the rows in a batch; what warms up is not counted.
 
 
 def gradients_per_second(engine, n, seconds=0.4):

@@ -1,6 +1,6 @@
 """
-A large net
-===========
+Nets of ten million weights
+===========================
 
 All gradients of a net of ten million weights, for ten labels, take 400 MB for a single image. But the gradient of a
 linear layer is an outer product, :math:`\\delta a^\\top`, and what is wanted of it often needs no more than its two
@@ -85,8 +85,9 @@ inner, used["products, (8 × 10)²"] = with_memory(products)
 assert torch.allclose(inner.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1), sum(norms.values())[:8], rtol=1e-4)
 
 # %%
-# The exact separator's kernel is made of them. Most of the memory that it takes here is that of a moment in which
-# ``fit`` checks gradients on two rows in double precision.
+# The exact separator's kernel is made of them. Most of the memory that it takes here, and that the features below take,
+# is that of a moment in which ``fit`` looks at two rows in double precision: 16 bytes for each weight, and 64 for each
+# of the largest layer.
 
 kernel, used["kernel of 32 rows"] = with_memory(lambda: GradientKernel(net).fit(X).transform(X))
 

@@ -6,6 +6,7 @@ The first thing to try: a small convolutional net that saw some of the digits an
 gradients and GradNet, fitted to others; and, beside them, the exact separator and what does without gradients.
 """
 
+# sphinx_gallery_thumbnail_number = 3
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -10,7 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 from skorch.callbacks import EarlyStopping
 
-_STYLES = {"train_loss": ("training", "C0"), "valid_loss": ("validation", "C1")}
+_LABELS = {"train_loss": "training", "valid_loss": "validation"}
+_COLORS = {"train": "C0", "valid": "C1"}
 
 
 class HistoryDisplay:
@@ -132,7 +133,7 @@ class HistoryDisplay:
         self.figure_, self.lines_ = self.axes_[0].figure, {}
         for axes, columns, label in zip(self.axes_, (self.losses, self.scores), ("loss", "score")):
             for name, column in columns.items():
-                shown, color = _STYLES.get(name, (name, None))
+                shown, color = _LABELS.get(name, name), _COLORS.get(name.partition("_")[0])
                 values = [float("nan") if value is None else value for value in column]
                 style = {"label": shown, "color": color, "marker": "o", "markersize": 3} | kwargs
                 (self.lines_[name],) = axes.plot(self.epochs, values, **style)
