@@ -6,6 +6,7 @@ from ._finetune import finetune
 from ._gradient_kernel import GradientKernel
 from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
+from ._history_display import HistoryDisplay
 from ._importance import EdgeImportance
 from ._importance_display import EdgeImportanceDisplay
 from ._onnx import to_onnx
@@ -22,6 +23,7 @@ __all__ = [
     "GradientFeaturizer",
     "GradientKernel",
     "GradientKernelClassifier",
+    "HistoryDisplay",
     "check_gradients",
     "finetune",
     "load",

@@ -125,7 +125,13 @@ class ECOptMixin:
         return args, {name: value for name, value in given.items() if name in taken} | kwargs
 
     def initialize_optimizer(self):
-        """Make the optimizer, for the module's scale graph; weights that were given or trained are not made new."""
+        """Make the optimizer, for the module's scale graph; weights that were given or trained are not made new.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
         (groups,), kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
         graph = (self.graph or scale_graph)(self.module_)
         trained = hasattr(self, "optimizer_") and self.scale_graph_.module is graph.module

@@ -61,6 +61,8 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         are one block by default.
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes in the loss.
+    module, criterion, optimizer
+        As in skorch.
     lr : float or "auto", default="auto"
         Learning rate. "auto" is 0.05 / √m for a layer of m inputs, which suits Adam: a step then changes what enters a
         unit by about the same amount in every layer.
@@ -74,7 +76,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         Share of the rows, stratified by class, that early stopping holds out.
     n_iter_no_change : int, default=10
         Number of epochs that early stopping waits.
-    module, criterion, optimizer, max_epochs, batch_size, dataset, train_split, verbose
+    max_epochs, batch_size, dataset, train_split
         As in skorch.
     random_state : int, RandomState or None, default=None
         Seed of initialization, order of the rows, augmentation, random views, dropout and the rows held out.
@@ -82,6 +84,8 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         Whether the rows come in a new order in every epoch.
     device : str or device, optional
         Where to train; by default where the features are computed.
+    verbose
+        As in skorch.
     **kwargs : dict
         All else that a skorch net takes.
 

@@ -116,7 +116,15 @@ class NetEstimator(SklearnNetMixin):
         return args, kwargs
 
     def check_data(self, X, y):
-        """Do nothing: `fit` has checked the data."""
+        """Do nothing: `fit` has checked the data.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples, ...)
+            Targets.
+        """
 
     def fit(self, X, y=None, sample_weight=None, **fit_params):
         """Train the module from new, or on from where it is with `warm_start`.

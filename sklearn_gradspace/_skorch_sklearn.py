@@ -86,7 +86,13 @@ class SklearnNetMixin:
         return self
 
     def initialize_callbacks(self):
-        """Make the callbacks; refuse parameters of callbacks that do not exist, which skorch passes over."""
+        """Make the callbacks; refuse parameters of callbacks that do not exist, which skorch passes over.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
         super().initialize_callbacks()
         known = {name for name, _ in self._uniquely_named_callbacks()}
         for name in vars(self):
@@ -141,7 +147,13 @@ class SklearnNetMixin:
             self._rng_states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
 
     def initialize_module(self):
-        """Make the module, with those of the data's sizes that it has arguments for; copy one that is there already."""
+        """Make the module, with those of the data's sizes that it has arguments for; copy one that is there already.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
         if not callable(self.module):
             raise TypeError(f"module={self.module!r} is neither a Module nor a class or function that makes one.")
         kwargs, has_data = self.get_params_for("module"), hasattr(self, "n_features_in_")

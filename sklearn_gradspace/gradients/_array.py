@@ -38,6 +38,16 @@ class GradientArray:
     max_bytes : int
         Size above which `__array__` refuses to compute the whole; :meth:`toarray` does not refuse up to the memory
         that is free.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace import GradientFeaturizer
+    >>> features = GradientFeaturizer(torch.nn.Linear(4, 3), percentile=100).fit_transform(torch.eye(4).numpy())
+    >>> features
+    <GradientArray of shape (4, 36), 3 labels, float32, computed on cpu>
+    >>> features[:2].toarray().shape
+    (2, 36)
     """
 
     ndim = 2
@@ -106,11 +116,39 @@ class GradientArray:
         return np.asarray(taken)[np.arange(len(taken)) if pairs else slice(None), columns]
 
     def take(self, indices, axis: int = 0, out=None, mode: str = "raise"):
-        """Return rows, as NumPy's function of the name expects it; along the other axis an ndarray."""
+        """Return rows, as NumPy's function of the name expects it; along the other axis an ndarray.
+
+        Parameters
+        ----------
+        indices : array-like of int
+            Numbers of rows, or of columns.
+        axis : int, default=0
+            0 for rows.
+        out : ndarray, optional
+            As in NumPy, for columns.
+        mode : str, default="raise"
+            As in NumPy, for columns.
+
+        Returns
+        -------
+        taken : GradientArray or ndarray
+            Rows as a lazy array.
+        """
         return self[indices] if axis == 0 else np.asarray(self).take(indices, axis, out, mode)  # type: ignore[call-overload]
 
     def augmented(self, generator: np.random.Generator) -> "GradientArray":
-        """Return the features of augmented rows, or the array itself where it has no augmentation."""
+        """Return the features of augmented rows, or the array itself where it has no augmentation.
+
+        Parameters
+        ----------
+        generator : Generator
+            NumPy's, which `augment` draws from.
+
+        Returns
+        -------
+        augmented : GradientArray
+            As many rows.
+        """
         if self.augment is None:
             return self
         X = np.asarray(self.augment(self.X.copy(), generator), dtype=self.X.dtype)  # it may write over what it gets
@@ -119,7 +157,13 @@ class GradientArray:
         return GradientArray(self.features, X)
 
     def outputs(self) -> Tensor:
-        """Return what the net itself says, of shape (n_samples, n_outputs), on the device."""
+        """Return what the net itself says, of shape (n_samples, n_outputs), on the device.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n_samples, n_outputs)
+            The net's outputs.
+        """
         return torch.cat([self.features.engine.outputs(batch.X) for batch in self.batches()])
 
     def view(self, labels: Tensor | None = None) -> Tensor:
@@ -132,21 +176,39 @@ class GradientArray:
 
         Returns
         -------
-        Tensor of shape (n_samples, n_features) or (n_samples, n_labels, n_features)
+        features : Tensor of shape (n_samples, n_features) or (n_samples, n_labels, n_features)
+            Of one label a row, or of all.
         """
         return self.features(self.X, labels)
 
     def parts(self, labels: Tensor | None = None) -> Iterator[Tensor]:
         """Compute features of all rows, some at a time, each valid until the next are asked for.
 
-        Yields
-        ------
-        features : Tensor of shape (part, n_labels, n_features), or (part, 1, n_features) for one label a row
+        Parameters
+        ----------
+        labels : Tensor of shape (n_samples,), optional
+            One candidate label a row; by default all.
+
+        Returns
+        -------
+        parts : iterator of Tensor of shape (part, n_labels, n_features), or (part, 1, n_features) for one label a row
+            Features of consecutive rows.
         """
         return self.features.parts(self.X, labels)
 
     def factored(self, labels: Tensor | None = None) -> Iterator[FactoredFeatures] | None:
-        """Return features of consecutive rows that are not formed, or None where they are not plain gradients."""
+        """Return features of consecutive rows that are not formed, or None where they are not plain gradients.
+
+        Parameters
+        ----------
+        labels : Tensor of shape (n_samples,), optional
+            The number of one label for each row; by default all labels.
+
+        Returns
+        -------
+        parts : iterator of FactoredFeatures, or None
+            Batch by batch.
+        """
         divisors, engine, step = self.features.block_divisors, self.features.engine, self.features.batch_size
         if divisors is None or self.n_labels != engine.n_labels:
             return None
@@ -155,7 +217,13 @@ class GradientArray:
         return (FactoredFeatures(of_batch, engine.blocks, divisors) for of_batch in passes)
 
     def batches(self) -> Iterator["GradientArray"]:
-        """Return the rows in consecutive parts that are computed at a time."""
+        """Return the rows in consecutive parts that are computed at a time.
+
+        Returns
+        -------
+        parts : iterator of GradientArray
+            One after the other.
+        """
         return (self[rows] for rows in slices(len(self), self.features.batch_size))
 
     def toarray(self, n_jobs: int | None = None, verbose: int = 0) -> np.ndarray:
@@ -167,6 +235,11 @@ class GradientArray:
             Jobs that share the batches.
         verbose : int
             Whether to show a progress bar.
+
+        Returns
+        -------
+        dense : ndarray of shape (n_samples, n_labels * n_features)
+            The features.
         """
         require_memory(self.nbytes, f"a dense array of shape {self.shape}")
         dense = np.empty(self.shape, self.dtype)
@@ -185,6 +258,11 @@ class GradientArray:
             Jobs that share the batches.
         verbose : int
             Whether to show a progress bar.
+
+        Returns
+        -------
+        features : csr_array of shape (n_samples, n_labels * n_features)
+            The features.
         """
         share = self.features.percentile / 100 if self.features.projection is None else 1
         kept = self.size * share

@@ -36,7 +36,21 @@ class CheckedParameter:
 
 
 class GradientCheck(tuple):
-    """The deviations of all parameters; as text a table."""
+    """The deviations of all parameters; as text a table.
+
+    Parameters
+    ----------
+    iterable : iterable of CheckedParameter
+        What was found of each.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace import check_gradients
+    >>> check = check_gradients(torch.nn.Linear(4, 3), torch.ones(2, 4).numpy())
+    >>> check.ok, [parameter.name for parameter in check]
+    (True, ['weight', 'bias'])
+    """
 
     @property
     def ok(self) -> bool:

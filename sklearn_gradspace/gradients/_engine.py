@@ -75,6 +75,17 @@ class GradientEngine:
     rounding_error : float or None
         Largest error of a parameter's gradients on the rows that decided, relative to the largest entry, where `dtype`
         is "bfloat16" or "tf32".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import GradientEngine
+    >>> X = torch.ones(2, 4).numpy()
+    >>> engine = GradientEngine(torch.nn.Linear(4, 3), X, layers="all")
+    >>> engine(X).shape  # rows, labels, parameters
+    torch.Size([2, 3, 15])
+    >>> engine(X, torch.tensor([0, 2])).shape
+    torch.Size([2, 15])
     """
 
     # What is found out on a few rows.
@@ -119,7 +130,13 @@ class GradientEngine:
         self._row_limit = 2**31  # until memory runs out
 
     def copy_of_net(self) -> nn.Module:
-        """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated."""
+        """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated.
+
+        Returns
+        -------
+        module : Module
+            The copy.
+        """
         module = shared_copy(self.net, self.target)
         chosen = {block.name for block in self.blocks}
         for name, parameter in module.named_parameters():
@@ -148,7 +165,18 @@ class GradientEngine:
         return torch.promote_types(self.dtype, torch.float32)
 
     def outputs(self, X: np.ndarray) -> Tensor:
-        """Return the net's output of shape (n, n_outputs) for the rows `X`."""
+        """Return the net's output of shape (n, n_outputs) for the rows `X`.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n, n_outputs)
+            What the net says of them.
+        """
         with self.computing(), torch.no_grad():
             return check_finite(self.apply(self.module, self.inputs(X)))
 
@@ -165,6 +193,7 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
+            Rows.
         labels : Tensor of shape (n,) or "predicted", optional
             The number of one scalar for each row, or that of the label that the net predicts; by default all.
         out : Tensor of shape (n, n_params) or (n, n_labels, n_params), optional
@@ -184,7 +213,27 @@ class GradientEngine:
         return out
 
     def allocate(self, n: int, all_labels: bool, n_columns: int | None = None) -> Tensor:
-        """Return an uninitialised place for the gradients of `n` rows, or for `n_columns` numbers made of each."""
+        """Return an uninitialised place for the gradients of `n` rows, or for `n_columns` numbers made of each.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        all_labels : bool
+            Whether for every scalar of a row, or for one.
+        n_columns : int, optional
+            Numbers of a gradient; by default one for each entry of the parameters.
+
+        Returns
+        -------
+        place : Tensor of shape (n, n_labels, n_columns) or (n, n_columns)
+            The place, on the engine's device.
+
+        Raises
+        ------
+        MemoryError
+            If there is not enough memory; it says how much is needed and what to do.
+        """
         n_columns = self.n_params if n_columns is None else n_columns
         shape = (n, self.n_labels, n_columns) if all_labels else (n, n_columns)
         try:
@@ -210,7 +259,9 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
+            Rows.
         labels : Tensor of shape (n,) or "predicted", optional
+            As of a call of the engine.
         out : Tensor of shape (n, k, n_params), optional
             Where to write; by default one place for each part in turn.
         batch_size : int, optional
@@ -221,6 +272,7 @@ class GradientEngine:
         Yields
         ------
         rows : slice
+            The rows of the part.
         gradients : Tensor of shape (len(rows), k, n_params), or what `finish` returned
             Valid until the next is asked for.
         """
@@ -268,7 +320,18 @@ class GradientEngine:
                 yield rows.stop - rows.start, gradients if finished is None else finished
 
     def part_rows(self, k: int) -> int:
-        """Return of how many rows the gradients of `k` scalars each are made at a time."""
+        """Return of how many rows the gradients of `k` scalars each are made at a time.
+
+        Parameters
+        ----------
+        k : int
+            Number of scalars of a row.
+
+        Returns
+        -------
+        rows : int
+            One at least.
+        """
         at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
         return max(1, at_once // (k * self._gradient_bytes))
 
@@ -284,21 +347,64 @@ class GradientEngine:
         return labels
 
     def write(self, forward: ForwardPass, out: Tensor) -> None:
-        """Write the gradients of a pass of n rows and k scalars to `out`, of shape (n, k, n_params)."""
+        """Write the gradients of a pass of n rows and k scalars to `out`, of shape (n, k, n_params).
+
+        Parameters
+        ----------
+        forward : ForwardPass
+            The pass.
+        out : Tensor of shape (n, k, n_params)
+            Where to write.
+        """
         write_gradients(forward, self.rules_for(forward), self.places(out))
 
     def rules_for(self, forward: ForwardPass) -> Sequence[ParameterRule]:
-        """Return `rules`, or the loop where rows took another way through the net than those that decided on these."""
+        """Return `rules`, or the loop where rows took another way through the net than those that decided on these.
+
+        Parameters
+        ----------
+        forward : ForwardPass
+            A pass of these rows.
+
+        Returns
+        -------
+        rules : sequence of ParameterRule
+            One a parameter.
+        """
         if set(self.signature) <= set(forward.calls):
             return self.rules
         return [ParameterRule(rule.name, loop.__name__, "called otherwise") for rule in self.rules]
 
     def places(self, out: Tensor) -> dict[str, Tensor]:
-        """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params)."""
+        """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params).
+
+        Parameters
+        ----------
+        out : Tensor of shape (n, k, n_params)
+            Gradients.
+
+        Returns
+        -------
+        places : dict of str to Tensor
+            The views, by parameter.
+        """
         return {block.name: block.shaped(out[..., block.slice]) for block in self.blocks}
 
     def forward(self, X: np.ndarray, labels: Labels = None) -> ForwardPass:
-        """Return a pass of the rows `X` for the scalars `labels`, or what a function of outputs says, or for all."""
+        """Return a pass of the rows `X` for the scalars `labels`, or for all.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+        labels : Tensor of shape (n,), "predicted" or callable, optional
+            As of a call of the engine, or a function from outputs to numbers of scalars.
+
+        Returns
+        -------
+        forward : ForwardPass
+            What went into the layers, and what came back to them.
+        """
         inputs = self.inputs(X)
         forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
         if self.device.type == "cpu":
@@ -306,7 +412,20 @@ class GradientEngine:
         return forward.like(self.signature) or replace(forward, calls={})
 
     def inputs(self, X: np.ndarray, plain: bool = False) -> Tensor:
-        """Return rows as the net takes them, on the device; `plain` in the usual order of memory."""
+        """Return rows as the net takes them, on the device; `plain` in the usual order of memory.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+        plain : bool, default=False
+            Whether in the usual order of memory, also where images are quicker with channels last.
+
+        Returns
+        -------
+        inputs : Tensor of shape (n, ...)
+            The rows, in the engine's precision.
+        """
         inputs = torch.from_numpy(np.array(X, order="C"))
         if self.device.type == "cuda":
             inputs = inputs.pin_memory().to(self.device, non_blocking=True)
@@ -319,6 +438,16 @@ class GradientEngine:
         """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for.
 
         What is `exact` is never rounded so: solving a system of equations, say.
+
+        Parameters
+        ----------
+        exact : bool, default=False
+            Whether TF32 is off in any case.
+
+        Yields
+        ------
+        nothing : None
+            The context in which to compute.
         """
         if self.device.type != "cuda":
             with torch.inference_mode(False):
@@ -341,6 +470,20 @@ class GradientEngine:
         They are those of the pass through the net, of what comes back to the layers, of the gradients of `features`
         rows, by default `n`, and of what does not depend on rows: torch holds the weights once more in the order of
         memory that it computes in, and some scratch.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        all_labels : bool, default=True
+            Whether for every scalar of a row, or for one.
+        features : int, optional
+            Number of rows whose gradients exist at a time.
+
+        Returns
+        -------
+        n_bytes : int
+            Beyond what is there before.
         """
         k = self.n_labels if all_labels else 1
         features = n if features is None else features

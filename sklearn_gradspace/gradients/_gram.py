@@ -104,7 +104,9 @@ class GradientGram:
     Parameters
     ----------
     engine : GradientEngine
+        Of the net.
     degree : int
+        Power of the sum of inner products.
     normalize : bool or "layer"
         True: a row's kernel with itself is 1. "layer": that holds of each parameter's kernel, whose mean is taken.
     views : callable, optional
@@ -117,6 +119,15 @@ class GradientGram:
         Bytes of gradients held at a time.
     verbose : int
         Whether to show a progress bar.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import GradientEngine, GradientGram
+    >>> X = torch.eye(4).numpy()
+    >>> kernel = GradientGram(GradientEngine(torch.nn.Linear(4, 3), X, scalar="logit"))
+    >>> kernel(X).shape, torch.allclose(kernel(X).diagonal(), torch.ones(4))
+    (torch.Size([4, 4]), True)
     """
 
     engine: GradientEngine
@@ -145,7 +156,20 @@ class GradientGram:
         return mirror_lower(kernel) if Y is None else kernel
 
     def dot(self, X: Rows, Y: Rows, coefficients: Tensor) -> Tensor:
-        """Return ``kernel(X, Y) @ coefficients``, of shape (n, k), a tile of the kernel at a time."""
+        """Return ``kernel(X, Y) @ coefficients``, of shape (n, k), a tile of the kernel at a time.
+
+        Parameters
+        ----------
+        X, Y : ndarray of shape (n, ...) and (m, ...), or GradientTile
+            Rows.
+        coefficients : Tensor of shape (m, k)
+            What the kernel is multiplied by.
+
+        Returns
+        -------
+        products : Tensor of shape (n, k)
+            On the engine's device.
+        """
         products = torch.zeros(len(X), coefficients.shape[1], dtype=coefficients.dtype, device=self.engine.device)
         for rows, columns, values in self._tiles(X, Y):
             with self.engine.computing(exact=True):
@@ -153,7 +177,18 @@ class GradientGram:
         return products
 
     def held(self, X: Rows) -> Rows:
-        """Return the gradients of rows, to be used in their place, where they fit; else the rows."""
+        """Return the gradients of rows, to be used in their place, where they fit; else the rows.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...) or GradientTile
+            Rows.
+
+        Returns
+        -------
+        rows : ndarray or GradientTile
+            Their gradients, or the rows.
+        """
         return self.tile(X) if not isinstance(X, GradientTile) and len(X) <= self._steps(X[:1])[0] else X
 
     def _tiles(self, X: Rows, Y: Rows | None) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -185,7 +220,18 @@ class GradientGram:
         return X[rows] if isinstance(X, GradientTile) else self.tile(X[rows])
 
     def outputs(self, X: np.ndarray) -> Tensor:
-        """Return what the net says of rows, of shape (n, n_outputs), averaged over views."""
+        """Return what the net says of rows, of shape (n, n_outputs), averaged over views.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n, n_outputs)
+            The mean over views.
+        """
         means = []
         for rows in slices(len(X), self._pass_rows):
             views = self._views(X[rows])
@@ -220,7 +266,18 @@ class GradientGram:
         return large, max(1, large // 4)
 
     def tile(self, X: np.ndarray) -> GradientTile:
-        """Return the gradients of rows `X`, which have to fit into memory."""
+        """Return the gradients of rows `X`, which have to fit into memory.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+
+        Returns
+        -------
+        tile : GradientTile
+            Their gradients.
+        """
         whole = {}
         for rows in slices(len(X), self._formed_rows(X)):
             with self.engine.computing(), torch.no_grad():

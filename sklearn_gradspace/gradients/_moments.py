@@ -20,6 +20,7 @@ class ScoreMoments:
     blocks : sequence of Block
         The parameters, whose entries have the scores.
     n_groups : int
+        Number of groups.
     device : device
         Where the sums are.
     by_tap : bool, default=False
@@ -34,6 +35,16 @@ class ScoreMoments:
     -----
     Within a batch the sums are in the precision of the scores, which enter divided by their largest: the square of a
     squared gradient would else leave the range of single precision.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import Block, ScoreMoments
+    >>> moments, groups = ScoreMoments([Block("bias", (2,), 0)], 1, torch.device("cpu")), torch.tensor([0, 0])
+    >>> moments.count(groups)
+    >>> moments.add("bias", torch.tensor([[1.0, 2.0], [3.0, 2.0]]), groups)
+    >>> moments.mean("bias", [0]).tolist(), moments.standard_error("bias", [0]).tolist()
+    ([2.0, 2.0], [1.0, 0.0])
     """
 
     def __init__(self, blocks: Sequence[Block], n_groups: int, device: torch.device, by_tap: bool = False) -> None:
@@ -47,11 +58,29 @@ class ScoreMoments:
         self.counts = torch.zeros(n_groups, dtype=torch.int64, device=device)
 
     def count(self, groups: Tensor) -> None:
-        """Count rows, each with the number of its group."""
+        """Count rows, each with the number of its group.
+
+        Parameters
+        ----------
+        groups : Tensor of shape (n,)
+            Number of each row's group.
+        """
         self.counts += torch.bincount(groups, minlength=len(self.counts))
 
     def add(self, name: str, scores: Tensor, groups: Tensor, scale: Tensor | float = 1.0) -> None:
-        """Add scores of shape (n, size), to be multiplied by `scale`; they are written over."""
+        """Add scores of shape (n, size), to be multiplied by `scale`; they are written over.
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+        scores : Tensor of shape (n, size)
+            One a row and entry.
+        groups : Tensor of shape (n,)
+            Number of each row's group.
+        scale : Tensor of shape (size,) or float, default=1.0
+            What scores are multiplied by.
+        """
         of_group = torch.nn.functional.one_hot(groups, len(self.counts)).T.to(scores.dtype)  # (n_groups, n)
         self._sums[name] += (of_group @ scores).double() * scale
         self._squares[name] += (of_group @ scores.square_()).double() * scale**2
@@ -62,10 +91,15 @@ class ScoreMoments:
         Parameters
         ----------
         name : str
+            The parameter.
         left : Tensor of shape (n, n_out)
+            One factor of each row.
         right : Tensor of shape (n, n_in)
+            The other one.
         groups : Tensor of shape (n,)
+            Number of each row's group.
         scale : Tensor of shape (n_out, n_in)
+            What scores are multiplied by.
         """
         scale = scale.flatten()
         for group in range(len(self.counts)):
@@ -75,12 +109,38 @@ class ScoreMoments:
             self._squares[name][group] += (u.square().T @ v.square()).flatten().double() * scale**2
 
     def mean(self, name: str, groups: Sequence[int]) -> Tensor:
-        """Return the mean score of the rows of some groups, of the parameter's shape; NaN where there are none."""
+        """Return the mean score of the rows of some groups, of the parameter's shape; NaN where there are none.
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+        groups : sequence of int
+            Numbers of the groups.
+
+        Returns
+        -------
+        mean : Tensor
+            Of the parameter's shape.
+        """
         groups = list(groups)
         return self._shaped[name](self._sums[name][groups].sum(0) / self.counts[groups].sum())
 
     def standard_error(self, name: str, groups: Sequence[int]) -> Tensor:
-        """Return the standard error of `mean`; NaN where there are less than two rows."""
+        """Return the standard error of `mean`; NaN where there are less than two rows.
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+        groups : sequence of int
+            Numbers of the groups.
+
+        Returns
+        -------
+        error : Tensor
+            Of the parameter's shape.
+        """
         groups = list(groups)
         n, total = self.counts[groups].sum().double(), self._sums[name][groups].sum(0)
         deviations = (self._squares[name][groups].sum(0) - total.square() / n).clamp(min=0)

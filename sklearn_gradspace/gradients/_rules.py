@@ -34,6 +34,14 @@ class ParameterRule:
         backward pass for each row and scalar; zeros.
     why : str
         What decided.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import GradientEngine
+    >>> engine = GradientEngine(torch.nn.Linear(4, 3), torch.ones(2, 4).numpy())
+    >>> engine.rules[0]
+    ParameterRule(name='weight', rule='closed_form', why='a Linear layer')
     """
 
     name: str

@@ -30,6 +30,14 @@ class Edges(NamedTuple):
         Numbers of units, broadcastable to the parameter's shape.
     constant : bool
         Whether it is read from the constant, as a bias is.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import scale_graph
+    >>> edges = scale_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))).edges["0.weight"]
+    >>> edges.write.flatten().tolist(), edges.read.flatten().tolist()  # three units, and the root
+    ([1, 2, 3], [0, 0])
     """
 
     write: Tensor
@@ -48,6 +56,14 @@ class Pin(NamedTuple):
         Why it does.
     n_channels : int
         Number of channels that come into it.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import scale_graph
+    >>> graph = scale_graph(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
+    >>> graph.n_units, graph.pinned[0].layer, graph.pinned[0].n_channels
+    (0, '1', 3)
     """
 
     layer: str
@@ -74,6 +90,14 @@ class ScaleGraph:
         that.
     pinned : tuple of Pin
         What keeps units from being rescaled, and why.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import scale_graph
+    >>> graph = scale_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+    >>> graph.n_params, graph.n_units, graph.dimension
+    (13, 3, 10)
     """
 
     module: nn.Module = field(repr=False)
@@ -175,7 +199,18 @@ class ScaleGraph:
         )
 
     def touching(self, names) -> Tensor:
-        """Return which units the parameters called `names` write or read, bool of shape (n_units,)."""
+        """Return which units the parameters called `names` write or read, bool of shape (n_units,).
+
+        Parameters
+        ----------
+        names : iterable of str
+            Names of parameters.
+
+        Returns
+        -------
+        touched : Tensor of bool of shape (n_units,)
+            Whether one of them writes or reads the unit.
+        """
         touched = torch.zeros(self.n_units + 1, dtype=torch.bool)
         for name in names:
             touched[self.edges[name].write.flatten()] = touched[self.edges[name].read.flatten()] = True
