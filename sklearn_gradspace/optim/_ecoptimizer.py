@@ -1,5 +1,6 @@
 """ECOptimizer: any torch optimizer, in the equivalent-class space of a ReLU net."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -217,8 +218,10 @@ class ECOptimizer(torch.optim.Optimizer):
             largest = torch.stack(torch._foreach_norm(gradients, torch.inf))
             self.inner.found_inf = (~largest.isfinite().all()).float()  # fused optimizers skip the step on the device
             return True
-        total = sum(gradient.sum() for gradient in gradients)  # which may overflow, but is ten times as fast
-        return bool(total.isfinite()) or all(bool(gradient.isfinite().all()) for gradient in gradients)
+        total = torch.stack(
+            [gradient.sum() for gradient in gradients]
+        ).sum()  # which may overflow, but is ten times as fast
+        return math.isfinite(total) or all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     def _take_canonical_twin(self) -> None:
         scales = canonical_scales(self.graph)
