@@ -133,10 +133,14 @@ class ECOptimizer(torch.optim.Optimizer):
         for name, value in (("method", method), ("init", init), ("units", units)):
             if value not in _CHOICES[name]:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
-        if method != "path" and (units != "q" or path_penalty):
-            raise ValueError('units and path_penalty are about path values: use method="path".')
-        if path_penalty < 0 or balance_every < 1 or chart_every < 1:
-            raise ValueError("path_penalty must not be negative, and balance_every and chart_every must be 1 or more.")
+        for name, value, usual in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
+            if method != "path" and value != usual:
+                raise ValueError(f'{name}={value!r} is about path values: use method="path".')
+        for name, value, least in (
+            ("path_penalty", path_penalty, 0), ("balance_every", balance_every, 1), ("chart_every", chart_every, 1)
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"{name}={value!r} must be {least} or more.")
         graph = module_or_graph if isinstance(module_or_graph, ScaleGraph) else scale_graph(module_or_graph)
         if params is None:
             params = [parameter for parameter in graph.module.parameters() if parameter.requires_grad]

@@ -146,7 +146,7 @@ class PathSteps:
         self._at = self._ratio[:-1] * self._chart.length
         for coordinates, part in zip(self._chains, self._parts(self._at), strict=True):
             coordinates.copy_(part)
-        gains, reads, *factors = self._ratio[self._gathered].split(self._gathered_sizes)
+        gains, reads, *factors = self._ratio.index_select(0, self._gathered).split(self._gathered_sizes)
         self._weights = (gains / reads).mul_(self._start)
         self._factors = []
         for (parameter, chain, length, _), factor in zip(self._coordinates, factors, strict=True):
