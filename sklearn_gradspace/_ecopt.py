@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from inspect import signature
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from sklearn.utils import check_scalar
 from torch import nn
@@ -16,7 +17,7 @@ from ._net_classifier import NetClassifier
 from ._net_regressor import NetRegressor
 from .modules import MLP
 from .optim import ECOptimizer
-from .pathspace import scale_graph
+from .pathspace._graph import graph_of
 
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -76,12 +77,19 @@ class ECOptMixin:
         for name in ("lr", "momentum", "weight_decay", "path_penalty"):
             check_scalar(getattr(self, name), name, Real, min_val=0)
         check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
-        sizes = self.hidden_layer_sizes
-        if not isinstance(sizes, Sequence) or not all(isinstance(size, Integral) and size > 0 for size in sizes):
-            raise ValueError(f"hidden_layer_sizes={sizes!r} is not a sequence of positive integers.")
+        if self.graph is not None and not callable(self.graph):
+            raise TypeError(f"graph={self.graph!r} is no function from a module to its ScaleGraph.")
+        self._hidden_layer_sizes()
+
+    def _hidden_layer_sizes(self) -> tuple[int, ...]:
+        given = self.hidden_layer_sizes
+        sizes = given if isinstance(given, (Sequence, np.ndarray)) else (given,)
+        if not all(isinstance(size, Integral) and size > 0 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes={given!r} is neither a positive integer nor a sequence of some.")
+        return tuple(int(size) for size in sizes)
 
     def _module_sizes(self) -> dict:
-        return super()._module_sizes() | {"hidden_layer_sizes": self.hidden_layer_sizes}
+        return super()._module_sizes() | {"hidden_layer_sizes": self._hidden_layer_sizes()}
 
     def set_params(self, **params):
         """Set parameters of the net, its module, criterion, optimizer and callbacks.
@@ -133,7 +141,7 @@ class ECOptMixin:
             The net.
         """
         (groups,), kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
-        graph = (self.graph or scale_graph)(self.module_)
+        graph = graph_of(self.module_, self.graph and self.graph(self.module_))
         trained = hasattr(self, "optimizer_") and self.scale_graph_.module is graph.module
         given = isinstance(self.module, nn.Module) and self.init == "auto"
         self.optimizer_ = ECOptimizer(
@@ -176,7 +184,7 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
 
     Parameters
     ----------
-    hidden_layer_sizes : sequence of int, default=(100,)
+    hidden_layer_sizes : int or array-like of int, default=(100,)
         Widths of the hidden layers of the default `module`, a ReLU net; empty for a linear model.
     module : Module class, instance or callable, default=MLP
         The net, from (n, ...) to logits of shape (n, n_classes). A class or callable gets those of `n_features`,
@@ -184,7 +192,9 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         instance is copied in `fit`, which begins at its weights. It has to be one that
         :func:`~sklearn_gradspace.pathspace.scale_graph` can trace, unless there is `graph`.
     optimizer : {"sgd", "adam", "adamw"} or Optimizer class, default="sgd"
-        The inner optimizer, which makes the steps; ``optimizer__...`` are arguments of it.
+        The inner optimizer, which makes the steps; ``optimizer__...`` are arguments of it, or of
+        :class:`~sklearn_gradspace.optim.ECOptimizer`: ``optimizer__units``, ``optimizer__chart_every``,
+        ``optimizer__balance_every`` and ``optimizer__approximate``.
     lr : float, default=0.02
         Learning rate.
     momentum : float, default=0.9

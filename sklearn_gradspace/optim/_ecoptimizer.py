@@ -1,5 +1,6 @@
 """ECOptimizer: any torch optimizer, in the equivalent-class space of a ReLU net."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -132,10 +133,14 @@ class ECOptimizer(torch.optim.Optimizer):
         for name, value in (("method", method), ("init", init), ("units", units)):
             if value not in _CHOICES[name]:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
-        if method != "path" and (units != "q" or path_penalty):
-            raise ValueError('units and path_penalty are about path values: use method="path".')
-        if path_penalty < 0 or balance_every < 1 or chart_every < 1:
-            raise ValueError("path_penalty must not be negative, and balance_every and chart_every must be 1 or more.")
+        for name, value, usual in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
+            if method != "path" and value != usual:
+                raise ValueError(f'{name}={value!r} is about path values: use method="path".')
+        for name, value, least in (
+            ("path_penalty", path_penalty, 0), ("balance_every", balance_every, 1), ("chart_every", chart_every, 1)
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"{name}={value!r} must be {least} or more.")
         graph = module_or_graph if isinstance(module_or_graph, ScaleGraph) else scale_graph(module_or_graph)
         if params is None:
             params = [parameter for parameter in graph.module.parameters() if parameter.requires_grad]
@@ -219,8 +224,10 @@ class ECOptimizer(torch.optim.Optimizer):
             # Fused optimizers skip the step on the device.
             self.inner.found_inf = (~largest.isfinite().all()).float()  # type: ignore[attr-defined]
             return True
-        total = sum(gradient.sum() for gradient in gradients)  # which may overflow, but is ten times as fast
-        return bool(total.isfinite()) or all(bool(gradient.isfinite().all()) for gradient in gradients)
+        total = torch.stack(
+            [gradient.sum() for gradient in gradients]
+        ).sum()  # which may overflow, but is ten times as fast
+        return math.isfinite(total) or all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     def _take_canonical_twin(self) -> None:
         scales = canonical_scales(self.graph)

@@ -394,7 +394,8 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     ----------
     module : Module
         The net, traced by torch.fx in the mode that it is in; it is neither run nor changed. A matrix, or a batch of
-        sequences whose last axis is the features', goes into its linear layers.
+        sequences whose last axis is the features', goes into its linear layers. ``x.view(-1, k)`` is taken to flatten
+        each sample, unless k is the number of channels.
 
     Returns
     -------
@@ -449,16 +450,17 @@ def graph_of(module: nn.Module, graph: ScaleGraph | None) -> ScaleGraph:
     if not isinstance(graph, ScaleGraph):
         raise TypeError(f"graph must be a ScaleGraph, got {type(graph).__name__}.")
     module = unwrapped(module)
-    parameters = {name: parameter.shape for name, parameter in module.named_parameters()}
-    own = {name: parameter.shape for name, parameter in graph.module.named_parameters()}
-    if parameters != own:
-        name = next(iter(name for name in [*own, *parameters] if own.get(name) != parameters.get(name)))
-        raise ValueError(
-            f"graph is of another module: its parameter {name!r} has the shape {_shape(own.get(name))}, "
-            f"the module's {_shape(parameters.get(name))}. Make it by scale_graph(module)."
-        )
+    difference = difference_of(graph.module, module)
+    if difference:
+        raise ValueError(f"graph is of another module: the parameter {difference}. Make it by scale_graph(module).")
     return graph if module is graph.module else replace(graph, module=module)
 
 
-def _shape(shape) -> str:
-    return "none, it is missing" if shape is None else str(tuple(shape))
+def difference_of(first: nn.Module, second: nn.Module) -> str:
+    """Return the first parameter that is missing in one, or has different shapes; nothing if there is none."""
+    shapes, others = ({name: tuple(p.shape) for name, p in net.named_parameters()} for net in (first, second))
+    for name in [*shapes, *others]:
+        if shapes.get(name) != others.get(name):
+            one, other = (f"of shape {of[name]}" if name in of else "missing" for of in (shapes, others))
+            return f"{name!r} is {one} in the first and {other} in the second"
+    return ""

@@ -176,10 +176,7 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
     first, second = values
     if first.is_root and second.is_root:
         return first
-    if first.is_root or second.is_root:
-        root, other = (first, second) if first.is_root else (second, first)
-        filled = replace(other, pieces=tuple(p if p is None else domain.fill.expand(len(p)) for p in other.pieces))
-        first, second = (filled, other) if root is first else (other, filled)
+    first, second = (_filled(domain, *pair) if pair[0].is_root else pair[0] for pair in (values, values[::-1]))
     if (first.axis, first.flat, len(first.pieces)) != (second.axis, second.flat, len(second.pieces)):
         raise Unsupported("it adds tensors whose channels lie differently")
     pieces = []
@@ -188,6 +185,10 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
             raise Unsupported("it adds tensors whose channels lie differently")
         pieces.append(domain.merged(one, domain.times(other, alpha)))
     return replace(first, pieces=tuple(pieces), ndim=first.ndim or second.ndim)
+
+
+def _filled(domain: Domain, root: Value, like: Value) -> Value:
+    return replace(like, pieces=tuple(p if p is None else domain.fill.expand(len(p)) for p in like.pieces))
 
 
 def _product(domain: Domain, first: Any, second: Any, *, inverse: bool = False) -> Value:
@@ -217,9 +218,7 @@ def _split(domain: Domain, value: Value, sizes, dim: int = 0):
 
 
 def _chunk(domain: Domain, value: Value, chunks: int, dim: int = 0):
-    return (
-        value.split(max(1, math.ceil(len(value.channels) / chunks)), dim) if not value.is_root else value.split(1, dim)
-    )
+    return value.split(max(1, math.ceil(len(value.channels) / chunks)), dim)
 
 
 def _item(domain: Domain, value: Any, index: Any):
@@ -229,14 +228,9 @@ def _item(domain: Domain, value: Any, index: Any):
         return PLAIN
     if value.is_root:
         return value
-    whole = slice(None)
-    if (
-        isinstance(index, tuple)
-        and len(index) > 1
-        and value.axis == (1 if value.ndim and value.ndim > 2 else value.axis)
-    ):
+    if isinstance(index, tuple) and len(index) > 1 and value.is_channel_axis(1):
         rows, columns, *rest = index
-        if rows == whole and isinstance(columns, slice) and all(part == whole for part in rest):
+        if isinstance(columns, slice) and all(part == slice(None) for part in (rows, *rest)):
             return replace(value.as_matrix(), pieces=(value.channels[columns],))
     raise Unsupported("it takes a part of a tensor")
 

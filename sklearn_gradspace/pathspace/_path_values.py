@@ -136,7 +136,8 @@ def path_norm(module: nn.Module) -> float:
     ----------
     module : Module
         The net. Paths go through channels: of a convolution each tap counts once, whatever the number of positions.
-        Behind a batch norm paths start anew. A bias is a weight from an input of its own.
+        Behind a batch norm paths start anew. A bias is a weight from an input of its own, and what is computed from
+        inputs without weights is an input, too.
 
     Returns
     -------
