@@ -3,7 +3,7 @@
 A net and rows of data enter; an importance of every entry of its parameters leaves, with a standard error over rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,7 @@ from .gradients import (
     masked_weight,
     plain_name,
     predicted_labels,
+    progress,
     views,
 )
 
@@ -65,6 +66,8 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         Where to compute; by default where the net is.
     random_state : int, RandomState or None, default=None
         Seed of ``labels="sampled"``, and of the net that ``net=None`` trains.
+    verbose : int, default=0
+        Whether to show a progress bar.
 
     Attributes
     ----------
@@ -132,6 +135,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         batch_size="auto",
         device=None,
         random_state=None,
+        verbose=0,
     ):
         self.net = net
         self.criterion = criterion
@@ -143,6 +147,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X, y=None):
         """Take or train the net, and average the score over rows.
@@ -191,14 +196,20 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
             add = partial(add_survivals, moments, GradientFeatures(engine, self.percentile))
         size = self._batch_size(engine, engine.n_labels if several else 1)
         looks = labels in ("sampled", "expected") or (self.per_class and codes is None)
-        for start in range(0, len(X), size):
-            rows = slice(start, start + size)
+
+        def compute(rows: slice) -> Iterator[tuple[int, None]]:
             batch, y = X[rows], None if codes is None else torch.from_numpy(codes[rows]).to(engine.device)
             outputs = engine.outputs(batch) if looks else None
-            groups = torch.arange(start, start + len(batch), device=engine.device) % 2
+            groups = torch.arange(rows.start, rows.stop, device=engine.device) % 2
             if self.per_class:
                 groups += 2 * (predicted_labels("cross_entropy", outputs) if y is None else y)
             add(X=batch, of=views(engine, outputs, labels, y, uniform[rows], len(batch)), groups=groups)
+            yield len(batch), None
+
+        passes = engine.row_limit.passes(len(X), compute, size, engine.needed)
+        with progress(len(X), "importance", self.verbose) as bar:
+            for rows, _ in passes:
+                bar.update(rows.stop - rows.start)
         return moments
 
     def _set_means(self, blocks, moments: ScoreMoments) -> None:

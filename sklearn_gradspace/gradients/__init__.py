@@ -16,7 +16,7 @@ from ._memory import free_bytes, require_memory
 from ._moments import ScoreMoments
 from ._names import by_torchs_names, masked_weight, owner, plain_name
 from ._outputs import SCALARS, as_table, check_finite, label_probabilities, predicted_labels, two_logits
-from ._passes import over_batches
+from ._passes import over_batches, progress
 from ._projection import Projection
 from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
@@ -67,6 +67,7 @@ __all__ = [
     "packed",
     "plain_name",
     "predicted_labels",
+    "progress",
     "require_memory",
     "shared_copy",
     "two_logits",

@@ -61,7 +61,7 @@ def views(
 
 
 def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of: Views, groups: Tensor, p: int) -> None:
-    """Add the scores ``sum_c weight_c |g_c|^p`` of the rows `X`, which one pass can take.
+    """Add the scores ``sum_c weight_c |g_c|^p`` of the rows `X`, the next ones, which one pass can take.
 
     Parameters
     ----------
@@ -76,34 +76,35 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
     """
     labels, weights = of
     gradients = FactoredGradients(engine, X, labels)
+    start = moments.n_rows
     with engine.computing(), torch.no_grad():
-        moments.count(groups)
         for block in engine.blocks:
             if block.name in gradients.factors:
                 deltas, inputs = (factor.abs() for factor in gradients.factors[block.name])
                 of_unit, of_input = _divided(deltas, (0, 1)), _divided(inputs, (0,))
                 left, right = _weighted(deltas.pow_(p), weights), inputs.pow_(p)
                 scale = torch.outer(of_unit.flatten(), of_input.flatten()) ** p
-                moments.add_products(block.name, left, right, groups, scale)
+                moments.add_products(block.name, left, right, groups, start, scale)
                 continue
             for rows, part in gradients.parts(block.name, CACHE_BYTES):
                 part.abs_()
                 scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p
                 scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])
-                moments.add(block.name, scores, groups[rows], scale)
+                moments.add(block.name, scores, groups[rows], start + rows.start, scale)
+        moments.count(groups)
 
 
 def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarray, of: Views, groups: Tensor) -> None:
     """Add for each entry whether selection leaves it, ``sum_c weight_c [g_c survives]``; else as :func:`add_powers`."""
     labels, weights = of
-    moments.count(groups)
-    start = 0
+    start, first = 0, moments.n_rows
     for part in features.parts(X, labels):
         rows = slice(start, start + len(part))
         scores = _weighted(part.copy_(part != 0), None if weights is None else weights[rows])
         for block in features.blocks:
-            moments.add(block.name, scores[:, block.slice], groups[rows])
+            moments.add(block.name, scores[:, block.slice], groups[rows], first + start)
         start = rows.stop
+    moments.count(groups)
 
 
 def _divided(magnitudes: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -17,6 +17,11 @@ def slices(n: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
+def progress(n: int, what: str, verbose: int, unit: str = "row") -> tqdm:
+    """Return a progress bar over `n` rows, in a terminal or a notebook; silent where `verbose` is 0."""
+    return tqdm(total=n, desc=what, disable=not verbose, unit=unit)
+
+
 def over_batches(
     function: Callable[..., Result], array, n_jobs: int | None = None, verbose: int = 0, what: str = "gradients"
 ) -> Iterator[Result]:
