@@ -18,7 +18,7 @@ from ._net_classifier import NetClassifier
 from ._net_estimator import is_skorchs_own
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
-from .gradients import GradientArray, two_logits
+from .gradients import GradientArray, GradientMemmap, two_logits
 from .modules import GradNet
 
 _AUTO_LR = 0.05
@@ -55,11 +55,11 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
     dropout : float, default=0.0
         Probability with which a hidden unit is left out in training.
     n_labels : int, optional
-        Number of candidate labels in the columns. A lazy array tells it. For a plain array, such as dense or sparse
-        gradient features, it is 1 by default: all columns are then one view.
+        Number of candidate labels in the columns. A lazy array tells it, and one on disk. For a plain array, such as
+        dense or sparse gradient features, it is 1 by default: all columns are then one view.
     blocks : sequence of int or of Block, optional
-        Sizes of the layers' gradients within a candidate label. A lazy array tells them; for plain arrays all columns
-        are one block by default.
+        Sizes of the layers' gradients within a candidate label. A lazy array tells them, and one on disk; for plain
+        arrays all columns are one block by default.
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes in the loss.
     lr : float or "auto", default="auto"
@@ -213,6 +213,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             )
 
     def _validate_X(self, X, reset):
+        given = X
         if isinstance(X, GradientArray):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if reset:
@@ -230,19 +231,19 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             )
         if reset:
             self._data_device = X.compute_device if isinstance(X, GradientArray) else torch.device("cpu")
-            self._lay_out(X)
-        elif isinstance(X, GradientArray) and (X.n_labels, X.blocks) != (self.n_labels_, self.blocks_):
+            self._lay_out(given)
+        elif _knows_columns(given) and (given.n_labels, given.blocks) != (self.n_labels_, self.blocks_):
             raise ValueError(
-                f"X has {X.n_labels} candidate labels and blocks {[b.name for b in X.blocks]}; the net was fitted to "
-                f"{self.n_labels_} and {[b.name for b in self.blocks_]}."
+                f"X has {given.n_labels} candidate labels and blocks {[b.name for b in given.blocks]}; the net was "
+                f"fitted to {self.n_labels_} and {[b.name for b in self.blocks_]}."
             )
         return X
 
     def _lay_out(self, X) -> None:
         """Learn the meaning of the columns of `X`."""
-        if isinstance(X, GradientArray):
+        if _knows_columns(X):
             if self.n_labels not in (None, X.n_labels):
-                raise ValueError(f"n_labels={self.n_labels}, but X is a lazy array of {X.n_labels} candidate labels.")
+                raise ValueError(f"n_labels={self.n_labels}, but X is an array of {X.n_labels} candidate labels.")
             self.n_labels_, self.blocks_ = X.n_labels, X.blocks
             return
         n_labels = 1 if self.n_labels is None else self.n_labels
@@ -415,6 +416,10 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             return super().get_loss(y_pred, y_true, X)
         finally:
             criterion.label_smoothing = before
+
+
+def _knows_columns(X) -> bool:
+    return isinstance(X, (GradientArray, GradientMemmap)) and X.blocks is not None
 
 
 def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:

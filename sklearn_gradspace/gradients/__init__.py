@@ -12,6 +12,7 @@ from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._forward import leaves
 from ._gram import GradientGram, GradientTile
 from ._mask import as_mask
+from ._memmap import GradientMemmap, to_memmap
 from ._memory import free_bytes, require_memory
 from ._moments import ScoreMoments
 from ._names import by_torchs_names, masked_weight, owner, plain_name
@@ -41,6 +42,7 @@ __all__ = [
     "GradientEngine",
     "GradientFeatures",
     "GradientGram",
+    "GradientMemmap",
     "GradientTile",
     "KernelRidge",
     "NotPositiveDefiniteError",
@@ -70,6 +72,7 @@ __all__ = [
     "progress",
     "require_memory",
     "shared_copy",
+    "to_memmap",
     "two_logits",
     "views",
 ]

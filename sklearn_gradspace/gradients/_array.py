@@ -188,12 +188,12 @@ class GradientArray:
             Whether to show a progress bar.
         """
         require_memory(self.nbytes, f"a dense array of shape {self.shape}")
-        dense = np.empty(self.shape, self.dtype)
+        whole = np.empty(self.shape, self.dtype)
         start = 0
-        for part in over_batches(_dense, self, n_jobs, verbose):
-            dense[start : start + len(part)] = part
+        for part in over_batches(dense, self, n_jobs, verbose):
+            whole[start : start + len(part)] = part
             start += len(part)
-        return dense
+        return whole
 
     def tocsr(self, n_jobs: int | None = None, verbose: int = 0) -> sparse.csr_array:
         """Compute everything, as a sparse array of the non-zero entries.
@@ -231,7 +231,8 @@ class GradientArray:
         return np_compat
 
 
-def _dense(batch: GradientArray) -> np.ndarray:
+def dense(batch: GradientArray) -> np.ndarray:
+    """Return the features of a batch, of shape (n, n_labels * n_features)."""
     return batch.view().flatten(1).cpu().numpy()
 
 

@@ -92,7 +92,7 @@ class GradientEngine:
             raise ValueError(f"scalar={scalar!r} is none of {', '.join(map(repr, SCALARS))}, and no function.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, DTYPES))}.")
-        self.net, self.scalar, self.target, self._output, self.precision = net, scalar, device, output, dtype
+        self.net, self.scalar, self.target, self.output, self.precision = net, scalar, device, output, dtype
         self.blocks = make_blocks(choose_parameters(net, layers))
         self.n_params = sum(block.size for block in self.blocks)
         self._attach()
@@ -105,7 +105,7 @@ class GradientEngine:
             self._module.to(getattr(torch, self.precision))
         first = self._module.get_parameter(self.blocks[0].name)
         self.device, self.dtype = first.device, first.dtype
-        self.scratch, self.apply = Scratch(), net_output(self._output)
+        self.scratch, self.apply = Scratch(), net_output(self.output)
         self.row_limit = RowLimit(self.device)
 
     def copy_of_net(self) -> nn.Module:
