@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from ._base_net import BaseNetMixin, trained_classes
+from ._callbacks import reported_fit
 from ._featurizer_checks import check_parameters
 from ._random_projection import random_projection
 from .gradients import (
@@ -216,6 +217,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y=None):
         """Take or train the base net, and learn the statistics that scale its gradients.
 

@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ._base_net import BaseNetMixin, trained_classes
+from ._callbacks import reported_fit
 from ._importance_checks import check_parameters, class_codes, rank_correlation, warn_of_one_row
 from ._units import unit_sums
 from .gradients import (
@@ -149,6 +150,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y=None):
         """Take or train the net, and average the score over rows.
 
