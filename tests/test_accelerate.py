@@ -1,4 +1,4 @@
-"""skorch's AccelerateMixin on the package's nets: one process trains as without it, two as one on batches twice as large."""
+"""skorch's AccelerateMixin: one process trains as without it, two as one on batches twice as large."""
 
 import os
 import subprocess
