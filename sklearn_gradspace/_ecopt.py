@@ -165,7 +165,8 @@ class ECOptMixin:
     @property
     def scale_graph_(self):
         """The units that can be rescaled, and what pins others."""
-        return self.optimizer_.graph
+        # Accelerate wraps the optimizer.
+        return getattr(self.optimizer_, "optimizer", self.optimizer_).graph
 
     @property
     def invariant_ratio_(self):

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from ._base_net import BaseNetMixin
+from ._callbacks import reported_fit
 from ._featurizer_checks import check_choices
 from ._random_projection import random_projection
 from ._skorch_sklearn import check_device
@@ -256,6 +257,7 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         self.random_state = random_state
         self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y=None):
         """Take or train the base net, and the rows to which the kernel is taken.
 

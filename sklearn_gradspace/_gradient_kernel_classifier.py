@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._base_net import trained_classes
 from ._calibration import fit_temperature
+from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
 from ._rows import as_array
 from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities
@@ -126,6 +127,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.random_state = random_state
         self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y):
         """Fit the separator to the residual of the base net.
 

@@ -15,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skorch.dataset import get_len
 from skorch.utils import is_dataset
 
+from ._callbacks import CallbacksMixin, FitReport, reported
 from ._rows import RowDataset, WeightedRows, as_array
 from ._skorch_sklearn import SklearnNetMixin
 
@@ -24,7 +25,7 @@ def is_skorchs_own(X) -> bool:
     return is_dataset(X) or (isinstance(X, Mapping) and not sparse.issparse(X))  # a dok_array is a Mapping, too
 
 
-class NetEstimator(SklearnNetMixin):
+class NetEstimator(CallbacksMixin, SklearnNetMixin):
     """Data, weights, loss and fits of a skorch net for any module; to the left of a skorch class.
 
     Parameters
@@ -126,6 +127,7 @@ class NetEstimator(SklearnNetMixin):
             Targets.
         """
 
+    @reported
     def fit(self, X, y=None, sample_weight=None, **fit_params):
         """Train the module from new, or on from where it is with `warm_start`.
 
@@ -146,7 +148,34 @@ class NetEstimator(SklearnNetMixin):
             The fitted net.
         """
         fresh = not (self.warm_start and self.initialized_)
-        return self._fit(X, y, None, sample_weight, fresh, fresh, "fit", fit_params)
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        self._report = FitReport(self, fit_params.get("epochs", self.max_epochs), X=X, y=y, metadata=metadata)
+        try:
+            self._fit(X, y, None, sample_weight, fresh, fresh, "fit", fit_params)
+            self._report.end(self)
+        finally:
+            del self._report
+        return self
+
+    def notify(self, method_name, **cb_kwargs):
+        """Call a method of the net and of its callbacks, and at an epoch's begin and end scikit-learn's callbacks.
+
+        Parameters
+        ----------
+        method_name : str
+            Name of the method.
+        **cb_kwargs : dict
+            Passed on to it.
+        """
+        report = getattr(self, "_report", None)
+        if report and method_name == "on_epoch_begin":
+            report.begin_epoch(self)
+        try:
+            super().notify(method_name, **cb_kwargs)
+        finally:  # skorch's early stopping leaves by an exception
+            stops = report and method_name == "on_epoch_end" and report.end_epoch(self)
+        if stops:
+            raise KeyboardInterrupt  # skorch's way to end training
 
     def partial_fit(self, X, y=None, sample_weight=None, **fit_params):
         """Train on, for `max_epochs` more epochs.

@@ -271,7 +271,7 @@ def test_gradnet_knows_the_blocks_it_was_fitted_to():
     assert lazy.shape[1] != other.shape[1]
     with pytest.raises(ValueError, match="features"):
         classifier.predict(other)
-    with pytest.raises(ValueError, match="n_labels=2, but X is a lazy array of 3"):
+    with pytest.raises(ValueError, match="n_labels=2, but X is an array of 3"):
         GradNetClassifier(n_labels=2).fit(lazy, y)
     same_width = GradientFeaturizer(MLP(6, 3, (5,)), layers=["layers.3.weight", "layers.1.weight"]).fit_transform(X)
     assert same_width.blocks == lazy.blocks == classifier.blocks_

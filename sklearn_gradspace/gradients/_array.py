@@ -15,7 +15,7 @@ from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._memory import require_memory
-from ._passes import over_batches, slices
+from ._passes import Result, over_batches, slices
 
 
 class GradientArray:
@@ -196,25 +196,33 @@ class GradientArray:
         """
         return self.features.parts(self.X, labels)
 
-    def factored(self, labels: Tensor | None = None) -> Iterator[FactoredFeatures] | None:
-        """Return features of consecutive rows that are not formed, or None where they are not plain gradients.
+    def factored(
+        self, apply: Callable[[FactoredFeatures], Result], labels: Tensor | None = None
+    ) -> Iterator[Result] | None:
+        """Apply a function to features of consecutive rows that are not formed, of fewer rows where memory runs out.
 
         Parameters
         ----------
+        apply : callable
+            From :class:`FactoredFeatures` of some rows to anything.
         labels : Tensor of shape (n_samples,), optional
-            The number of one label for each row; by default all labels.
+            One candidate label a row; by default all.
 
         Returns
         -------
-        parts : iterator of FactoredFeatures, or None
-            Batch by batch.
+        results : iterator or None
+            None where the features are more than gradients divided by a number for each block.
         """
-        divisors, engine, step = self.features.block_divisors, self.features.engine, self.features.batch_size
+        divisors, engine = self.features.block_divisors, self.features.engine
         if divisors is None or self.n_labels != engine.n_labels:
             return None
-        batches = slices(len(self), step)
-        passes = (FactoredGradients(engine, self.X[b], None if labels is None else labels[b]) for b in batches)
-        return (FactoredFeatures(of_batch, engine.blocks, divisors) for of_batch in passes)
+
+        def compute(rows: slice) -> Iterator[tuple[int, Result]]:
+            gradients = FactoredGradients(engine, self.X[rows], None if labels is None else labels[rows])
+            yield len(self.X[rows]), apply(FactoredFeatures(gradients, engine.blocks, divisors))
+
+        passes = engine.row_limit.passes(len(self), compute, self.features.batch_size, engine.needed)
+        return (result for _, result in passes)
 
     def batches(self) -> Iterator["GradientArray"]:
         """Return the rows in consecutive parts that are computed at a time.
@@ -242,12 +250,12 @@ class GradientArray:
             The features.
         """
         require_memory(self.nbytes, f"a dense array of shape {self.shape}")
-        dense = np.empty(self.shape, self.dtype)
+        whole = np.empty(self.shape, self.dtype)
         start = 0
-        for part in over_batches(_dense, self, n_jobs, verbose):
-            dense[start : start + len(part)] = part
+        for part in over_batches(dense, self, n_jobs, verbose):
+            whole[start : start + len(part)] = part
             start += len(part)
-        return dense
+        return whole
 
     def tocsr(self, n_jobs: int | None = None, verbose: int = 0) -> sparse.csr_array:
         """Compute everything, as a sparse array of the non-zero entries.
@@ -290,7 +298,8 @@ class GradientArray:
         return np_compat
 
 
-def _dense(batch: GradientArray) -> np.ndarray:
+def dense(batch: GradientArray) -> np.ndarray:
+    """Return the features of a batch, of shape (n, n_labels * n_features)."""
     return batch.view().flatten(1).cpu().numpy()
 
 

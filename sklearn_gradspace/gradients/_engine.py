@@ -5,10 +5,10 @@ scalars; one backward pass for each goes to the outputs of the layers only, and 
 there into the gradients of its parameters.
 """
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from math import prod
 from threading import RLock, local
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
-from ._memory import free_bytes, is_out_of_memory
+from ._memory import RowLimit, free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
@@ -113,7 +113,7 @@ class GradientEngine:
             raise ValueError(f"scalar={scalar!r} is none of {', '.join(map(repr, SCALARS))}, and no function.")
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, DTYPES))}.")
-        self.net, self.scalar, self.target, self._output, self.precision = net, scalar, device, output, dtype
+        self.net, self.scalar, self.target, self.output, self.precision = net, scalar, device, output, dtype
         self.blocks = make_blocks(choose_parameters(net, layers))
         self.n_params = sum(block.size for block in self.blocks)
         self._attach()
@@ -126,8 +126,8 @@ class GradientEngine:
             self._module.to(getattr(torch, self.precision))
         first = self._module.get_parameter(self.blocks[0].name)
         self.device, self.dtype = first.device, first.dtype
-        self.scratch, self.apply = Scratch(), net_output(self._output)
-        self._row_limit = 2**31  # until memory runs out
+        self.scratch, self.apply = Scratch(), net_output(self.output)
+        self.row_limit = RowLimit(self.device)
 
     def copy_of_net(self) -> nn.Module:
         """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated.
@@ -151,7 +151,7 @@ class GradientEngine:
         return self._local.module
 
     def __getstate__(self) -> dict:
-        attached = ("_local", "_module", "scratch", "apply")
+        attached = ("_local", "_module", "scratch", "apply", "row_limit")
         return {key: value for key, value in vars(self).items() if key not in attached} | {"net": packed(self.net)}
 
     def __setstate__(self, state: dict) -> None:
@@ -177,8 +177,13 @@ class GradientEngine:
         outputs : Tensor of shape (n, n_outputs)
             What the net says of them.
         """
+
+        def compute(rows: slice) -> Iterator[tuple[int, Tensor]]:
+            yield len(X[rows]), check_finite(self.apply(self.module, self.inputs(X[rows])))
+
         with self.computing(), torch.no_grad():
-            return check_finite(self.apply(self.module, self.inputs(X)))
+            of_passes = [of_pass for _, of_pass in self.row_limit.passes(len(X), compute, None, self.needed)]
+            return torch.cat(of_passes) if of_passes else next(compute(slice(0)))[1]
 
     def __call__(
         self,
@@ -280,26 +285,12 @@ class GradientEngine:
             raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
         each = labels is not None and not isinstance(labels, str)
         labels = self._checked_labels(labels, len(X)) if each else labels  # type: ignore[arg-type]
-        start = 0
-        while start < len(X):
-            size = min(len(X), batch_size or len(X), self._row_limit)
-            batch = slice(start, min(start + size, len(X)))
-            of_batch = labels[batch] if each else labels
-            place = None if out is None else out[batch]
-            try:
-                for rows, gradients in self._batch_parts(X[batch], of_batch, place, finish):
-                    yield slice(start, start + rows), gradients
-                    start += rows
-                continue
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    needed = self.memory(1, labels is None)
-                    raise MemoryError(f"a pass of a single row takes {self._beside_free(needed)}") from error
-            # Outside of the handler, where the error no longer holds what the failed pass had allocated.
-            self._row_limit = size // 2
-            _free_memory(self.device)
+
+        def compute(batch: slice) -> Iterator[tuple[int, Tensor]]:
+            of_batch, place = labels[batch] if each else labels, None if out is None else out[batch]
+            return self._batch_parts(X[batch], of_batch, place, finish)
+
+        return self.row_limit.passes(len(X), compute, batch_size, partial(self.needed, labels is None))
 
     def _batch_parts(
         self, X: np.ndarray, labels: Labels, out: Tensor | None, finish: Finish | None
@@ -489,6 +480,10 @@ class GradientEngine:
         features = n if features is None else features
         return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
 
+    def needed(self, all_labels: bool = True) -> str:
+        """Return what a pass of one row takes, beside what is free, and the way out."""
+        return self._beside_free(self.memory(1, all_labels))
+
     @property
     def _gradient_bytes(self) -> int:
         return self.n_params * self.feature_dtype.itemsize
@@ -506,9 +501,3 @@ class GradientEngine:
             fit = int(self.n_params * free / n_bytes)
             text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
         return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
-
-
-def _free_memory(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
