@@ -63,7 +63,7 @@ class BaseNetMixin(CallbacksMixin):
 
     def __getstate__(self) -> dict:
         # Of a skorch net the module travels alone; what trained it is not needed, and would not be hashed alike.
-        state: dict = super().__getstate__()  # type: ignore[assignment]
+        state: dict = super().__getstate__()
         modules = {name: trained_module(value) for name, value in state.items()}
         return state | {name: packed(module) for name, module in modules.items() if module is not None}
 

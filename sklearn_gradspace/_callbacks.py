@@ -8,9 +8,16 @@ from collections.abc import Callable
 from functools import wraps
 
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn.callback import CallbackSupportMixin as CallbacksMixin
+    from sklearn.callback import with_callbacks as reported  # decorates a method that makes a report
 except ImportError:
-    CallbackSupportMixin = with_callbacks = None
+
+    class CallbacksMixin:  # type: ignore[no-redef]
+        """Stands in for the mixin."""
+
+    def reported(fit: Callable) -> Callable:
+        """Stand in for the decorator."""
+        return fit
 
 
 class FitReport:
@@ -26,7 +33,7 @@ class FitReport:
     """
 
     def __init__(self, estimator, max_subtasks: int = 0, **data) -> None:
-        self._data, self._epoch = data, None
+        self._data = data
         self._context = estimator._init_callback_context(max_subtasks=max_subtasks)
         self._context.call_on_fit_task_begin(estimator=estimator, **data)
 
@@ -58,13 +65,10 @@ class _NoReport:
     begin_epoch = end_epoch = end = __init__
 
 
-class _NoCallbacks:
-    """Stands in for the mixin there."""
-
-
-CallbacksMixin = CallbackSupportMixin or _NoCallbacks
-reported = with_callbacks or (lambda fit: fit)  # decorates a method that makes a FitReport
-FitReport = FitReport if with_callbacks else _NoReport
+def fit_report(estimator, max_subtasks: int = 0, **data) -> FitReport | _NoReport:
+    """Begin the report of a fit."""
+    make = FitReport if hasattr(estimator, "_init_callback_context") else _NoReport
+    return make(estimator, max_subtasks, **data)
 
 
 def reported_fit(fit: Callable) -> Callable:
@@ -73,7 +77,7 @@ def reported_fit(fit: Callable) -> Callable:
     @reported
     @wraps(fit)
     def run(self, X, y=None):
-        report = FitReport(self, X=X, y=y)
+        report = fit_report(self, X=X, y=y)
         fit(self, X, y)
         report.end(self)
         return self

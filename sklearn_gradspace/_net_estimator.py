@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skorch.dataset import get_len
 from skorch.utils import is_dataset
 
-from ._callbacks import CallbacksMixin, FitReport, reported
+from ._callbacks import CallbacksMixin, fit_report, reported
 from ._rows import RowDataset, WeightedRows, as_array
 from ._skorch_sklearn import SklearnNetMixin
 
@@ -149,7 +149,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         """
         fresh = not (self.warm_start and self.initialized_)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        self._report = FitReport(self, fit_params.get("epochs", self.max_epochs), X=X, y=y, metadata=metadata)
+        self._report = fit_report(self, fit_params.get("epochs", self.max_epochs), X=X, y=y, metadata=metadata)
         try:
             self._fit(X, y, None, sample_weight, fresh, fresh, "fit", fit_params)
             self._report.end(self)

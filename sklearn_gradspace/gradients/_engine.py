@@ -287,8 +287,8 @@ class GradientEngine:
         labels = self._checked_labels(labels, len(X)) if each else labels  # type: ignore[arg-type]
 
         def compute(batch: slice) -> Iterator[tuple[int, Tensor]]:
-            of_batch, place = labels[batch] if each else labels, None if out is None else out[batch]
-            return self._batch_parts(X[batch], of_batch, place, finish)
+            of_batch = labels[batch] if each else labels  # type: ignore[index]
+            return self._batch_parts(X[batch], of_batch, None if out is None else out[batch], finish)
 
         return self.row_limit.passes(len(X), compute, batch_size, partial(self.needed, labels is None))
 

@@ -33,6 +33,7 @@ class GradientMemmap(np.memmap):
 
     n_labels: int | None = None
     blocks: tuple[Block, ...] | None = None
+    _mmap: mmap.mmap | None  # of which np.memmap says nothing
 
     def __array_finalize__(self, obj) -> None:
         super().__array_finalize__(obj)
@@ -48,9 +49,9 @@ class GradientMemmap(np.memmap):
 
 
 def _known(array: np.ndarray, n_labels: int | None, blocks: tuple[Block, ...] | None) -> GradientMemmap:
-    array = array.view(GradientMemmap)
-    array.n_labels, array.blocks = n_labels, blocks
-    return array
+    known = array.view(GradientMemmap)
+    known.n_labels, known.blocks = n_labels, blocks
+    return known
 
 
 def _opened(path, dtype, shape, offset, n_labels, blocks) -> GradientMemmap:

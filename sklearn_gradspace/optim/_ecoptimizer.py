@@ -130,12 +130,12 @@ class ECOptimizer(torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a class of optimizers, such as torch.optim.SGD, got {optimizer!r}.")
         if issubclass(optimizer, _NOT_BY_ENTRY):
             raise ValueError(f"{optimizer.__name__} does not move weights entry by entry: use SGD, Adam or the like.")
-        for name, value in (("method", method), ("init", init), ("units", units)):
-            if value not in _CHOICES[name]:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
-        for name, value, usual in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
-            if method != "path" and value != usual:
-                raise ValueError(f'{name}={value!r} is about path values: use method="path".')
+        for name, choice in (("method", method), ("init", init), ("units", units)):
+            if choice not in _CHOICES[name]:
+                raise ValueError(f"{name}={choice!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
+        for name, given, default in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
+            if method != "path" and given != default:
+                raise ValueError(f'{name}={given!r} is about path values: use method="path".')
         for name, value, least in (
             ("path_penalty", path_penalty, 0), ("balance_every", balance_every, 1), ("chart_every", chart_every, 1)
         ):  # fmt: skip

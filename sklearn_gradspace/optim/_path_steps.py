@@ -108,7 +108,7 @@ class PathSteps:
         gradients : list of tuple
             Parameters, and the gradients that are put back afterwards.
         """
-        gradients = [(coordinates, None) for coordinates in self._chains]
+        gradients: list[tuple[Tensor, Tensor | None]] = [(coordinates, None) for coordinates in self._chains]
         shares = [self._like]  # w dL/dw: of single weights, and summed up over those that a ratio divides
         for name, index in self._chart.following.items():
             gradient = self._parameters[name].grad
@@ -126,8 +126,8 @@ class PathSteps:
                 values = parameter if to_value is None else parameter * to_value**2
                 parameter.grad.add_(values, alpha=2 * self._penalty)
             gradients.append((parameter, gradient))
-        shares = torch.cat(shares).to(self._like.dtype).mul_(self._weights)
-        of_chains = torch.zeros_like(self._ratio).index_add_(0, self._gains, shares)[:-1]
+        all_shares = torch.cat(shares).to(self._like.dtype).mul_(self._weights)
+        of_chains = torch.zeros_like(self._ratio).index_add_(0, self._gains, all_shares)[:-1]
         if self._penalty:
             of_chains += 2 * self._penalty * (self._ratio[:-1] * self._chart.value) ** 2
         for coordinates, part in zip(self._chains, self._parts(of_chains.div_(self._at)), strict=True):
