@@ -168,9 +168,9 @@ def fit_and_test(net: nn.Module, panel: str, variant: str, train, test, seed: in
 def _estimator(net: nn.Module, panel: str, variant: str, seed: int) -> tuple[BaseEstimator | None, dict]:
     if variant == BASE:
         return None, {}
-    if panel == "controls" and variant != "defaults":
+    if panel == "controls":
         return contender(variant, net, seed, None)
-    of_features, of_gradnet, grid = PANELS[panel][variant]
+    of_features, of_gradnet, grid = ({}, {}, {}) if variant == "defaults" else PANELS[panel][variant]
     features = GradientFeaturizer(net, **{"random_state": seed} | of_features)
     return make_pipeline(features, GradNetClassifier(**{"random_state": seed} | of_gradnet)), grid
 
