@@ -139,8 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bar.set_postfix_str(f"seed {seed}, {n} rows, {panel}: {variant}")
             train = tuple(part[:n] for part in split.train)
             accuracy, setting = fit_and_test(net, panel, variant, train, test, seed)
-            results[key] = accuracy
-            _append(options.csv, (*key, " ".join(f"{k}={v}" for k, v in setting.items()), f"{accuracy:.4f}"))
+            results[key] = round(accuracy, 4)
+            _append(options.csv, (*key, " ".join(f"{k}={v}" for k, v in setting.items()), results[key]))
     print(machine(torch.device("cpu")))
     for panel in options.panels:
         _print_table(panel, results, options)
