@@ -18,8 +18,7 @@ from ._importance_checks import class_codes
 from ._net_classifier import NetClassifier
 from ._prune import checked_mask, mask_weights, module_of
 from ._rows import RowDataset
-from ._skorch_sklearn import check_device
-from .gradients import as_table, check_finite, own_copy, two_logits
+from .gradients import as_table, check_device, check_finite, own_copy, two_logits
 
 
 def finetune(

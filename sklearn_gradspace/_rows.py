@@ -15,8 +15,13 @@ from torch import Tensor
 
 
 def as_array(X):
-    """Return a tensor as an array, and anything else as it is."""
-    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+    """Return a tensor as an array, an array in the machine's order of bytes, and anything else as it is."""
+    if isinstance(X, Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # NumPy has no bfloat16
+    if isinstance(X, np.ndarray) and not X.dtype.isnative:
+        return X.astype(X.dtype.newbyteorder("="))
+    return X
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
 from ._selection import SELECTIONS
-from ._sharing import own_copy, packed, shared_copy
+from ._sharing import check_device, own_copy, packed, shared_copy
 
 __all__ = [
     "DTYPES",
@@ -55,6 +55,7 @@ __all__ = [
     "as_mask",
     "as_table",
     "by_torchs_names",
+    "check_device",
     "check_finite",
     "check_gradients",
     "free_bytes",

@@ -23,7 +23,7 @@ from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
 from ._rules import ParameterRule, loop, write_gradients
 from ._scratch import Scratch
-from ._sharing import packed, shared_copy, usable
+from ._sharing import check_device, packed, shared_copy, usable
 from ._trial import try_out
 
 DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
@@ -88,10 +88,11 @@ class GradientEngine:
         output: Callable | None = None,
         dtype: str | None = None,
     ) -> None:
-        if not callable(scalar) and scalar not in SCALARS:
+        if not callable(scalar) and not (isinstance(scalar, str) and scalar in SCALARS):
             raise ValueError(f"scalar={scalar!r} is none of {', '.join(map(repr, SCALARS))}, and no function.")
-        if dtype not in DTYPES:
+        if not (dtype is None or isinstance(dtype, str)) or dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, DTYPES))}.")
+        check_device(device)
         self.net, self.scalar, self.target, self._output, self.precision = net, scalar, device, output, dtype
         self.blocks = make_blocks(choose_parameters(net, layers))
         self.n_params = sum(block.size for block in self.blocks)

@@ -57,7 +57,10 @@ def entry_names(mask: np.ndarray, block: Block) -> list[str]:
 
 
 def _as_bool(entries: object, shape: tuple[int, ...], name: str) -> np.ndarray:
-    array = entries.detach().cpu().numpy() if isinstance(entries, Tensor) else np.asarray(entries)
+    try:
+        array = entries.detach().cpu().numpy() if isinstance(entries, Tensor) else np.asarray(entries)
+    except ValueError:  # lists of several lengths
+        array = np.empty(0)
     if array.dtype != bool or array.shape != shape:
         raise ValueError(
             f"{name} must be an array of True and False of shape {shape}; it is of shape {array.shape} and dtype "
