@@ -245,7 +245,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         n_labels = 1 if self.n_labels is None else self.n_labels
         if not isinstance(n_labels, Integral) or n_labels < 1 or self.n_features_in_ % n_labels:
             raise ValueError(
-                f"n_labels={n_labels} must be a positive integer that divides the {self.n_features_in_} columns of X."
+                f"n_labels={n_labels!r} must be a positive integer that divides the {self.n_features_in_} columns of X."
             )
         self.n_labels_ = int(n_labels)
         self.blocks_ = blocks_of_sizes(self.blocks, self.n_features_in_ // self.n_labels_)

@@ -3,6 +3,10 @@
 A fitted EdgeImportance enters; a drawing on matplotlib's axes leaves.
 """
 
+from collections.abc import Sequence
+from inspect import signature
+from numbers import Integral
+
 from ._importance import importances_of
 from ._importance_drawings import DRAWINGS
 from .gradients import masked_weight
@@ -152,8 +156,15 @@ class EdgeImportanceDisplay:
         display : EdgeImportanceDisplay
             This display, with `ax_` and `figure_`.
         """
-        if self.kind not in DRAWINGS:
+        if not isinstance(self.kind, str) or self.kind not in DRAWINGS:
             raise ValueError(f"kind={self.kind!r} is none of {', '.join(map(repr, DRAWINGS))}.")
+        options = [*signature(DRAWINGS[self.kind]).parameters][2:]
+        if not kwargs.keys() <= set(options):
+            raise TypeError(f"kind={self.kind!r} takes {', '.join(options) or 'no options'}, not {', '.join(kwargs)}.")
+        shape = self.image_shape
+        pair = isinstance(shape, Sequence) and len(shape) == 2 and all(isinstance(n, Integral) and n > 0 for n in shape)
+        if shape is not None and not pair:
+            raise ValueError(f"image_shape={shape!r} is neither None nor a height and a width.")
         if ax is None:
             import matplotlib.pyplot as plt
 

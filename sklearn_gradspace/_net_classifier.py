@@ -87,7 +87,7 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
                 known = "y" if classes is None and self.classes is None else "classes"
                 raise ValueError(
                     f"{type(self).__name__} needs samples of at least two classes; {known} holds "
-                    f"{f'only one class, {self._labels[0]!r}' if len(self._labels) else 'none'}."
+                    f"{f'only one class, {self._labels.tolist()[0]!r}' if len(self._labels) else 'none'}."
                 )
         unknown = np.setdiff1d(y, self._labels)
         if len(unknown):
@@ -109,8 +109,8 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
             unknown = sorted(set(codes) - set(self._labels.tolist()), key=str)
             if unknown or not all(isinstance(w, Real) and 0 <= w < np.inf for w in codes.values()):
                 raise ValueError(
-                    f"class_weight={codes!r} has negative weights, what is no number, or labels that y does not: "
-                    f"{unknown}."
+                    f"class_weight={codes!r} must map labels of y to finite weights that are not negative; of its "
+                    f"labels y lacks {unknown}."
                 )
             codes = {i: codes.get(label, 1.0) for i, label in enumerate(self._labels.tolist())}
         return compute_sample_weight(codes, y)

@@ -24,6 +24,13 @@ def as_array(X):
     return X
 
 
+def check_numeric(X: np.ndarray) -> np.ndarray:
+    """Return `X`, or say that it holds no numbers: dates pass scikit-learn's validation."""
+    if X.dtype.kind not in "buif":
+        raise ValueError(f"X must hold real numbers, not {X.dtype}.")
+    return X
+
+
 @dataclass(frozen=True)
 class WeightedRows:
     """Rows of data with a weight each, as one thing to index."""

@@ -1,10 +1,14 @@
 """Laws, as functions and contexts that assert them."""
 
+import linecache
+import re
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 
 
 def as_array(values):
@@ -84,3 +88,32 @@ def is_mapped(featurizer):
         if start <= address < end:
             return "joblib" in line
     return False
+
+
+_ERRORS = (ValueError, TypeError, MemoryError, AttributeError, IndexError, NotFittedError, UserWarning)
+
+
+def documented(error):
+    """Return whether an error is one that this package raises itself, or that says enough where it comes from.
+
+    That is a ``raise`` of its own, scikit-learn's validation, skorch's and torch's words about unknown parameters, and
+    NumPy's about an index.
+    """
+    frames = [(frame.f_globals.get("__name__") or "", frame.f_code.co_filename, line) for frame, line in _frames(error)]
+    module, file, line = frames[-1]
+    raised = linecache.getline(file, line).lstrip().startswith(("raise", "warnings.warn"))
+    if not isinstance(error, _ERRORS):
+        return False
+    if module.startswith("sklearn_gradspace"):
+        return raised or isinstance(error, IndexError) or bool(_PARAMETER.search(str(error)))
+    validated = any(name.startswith(("sklearn.utils", "sklearn.base")) for name, _, _ in frames)
+    return validated or (module.startswith(("skorch", "torch.optim")) and bool(_PARAMETER.search(str(error))))
+
+
+_PARAMETER = re.compile(
+    r"unexpected (keyword )?argument|empty parameter list|Invalid \w+|callback|predict_nonlinearity"
+)
+
+
+def _frames(error):
+    return traceback.walk_tb(error.__traceback__)

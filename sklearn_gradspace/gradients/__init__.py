@@ -11,7 +11,7 @@ from ._features import GradientFeatures
 from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._forward import leaves
 from ._gram import GradientGram, GradientTile
-from ._mask import as_mask
+from ._mask import as_bool, as_mask
 from ._memory import free_bytes, require_memory
 from ._moments import ScoreMoments
 from ._names import by_torchs_names, masked_weight, owner, plain_name
@@ -52,6 +52,7 @@ __all__ = [
     "Whitening",
     "add_powers",
     "add_survivals",
+    "as_bool",
     "as_mask",
     "as_table",
     "by_torchs_names",
