@@ -4,9 +4,9 @@
 
 Nets are pruned as they were trained, as twins whose units are scaled by 10^U(-a, a), and balanced: all weights of the
 least magnitude become zero, across layers. The control is a score that needs no balancing, a weight's share of the
-squared path norm. Two nets of different seeds are averaged after the second one's units were put in the order that
-makes weights most alike (Ainsworth et al., "Git Re-Basin", ICLR 2023). Magnitudes, and so both results, are the same
-for all twins that are balanced.
+squared path norm. Two nets of different seeds, or with --same-start of one start and different orders of the rows, are
+averaged as they are, and after the second one's units were put in the order that makes weights most alike (Ainsworth et
+al., "Git Re-Basin", ICLR 2023). Magnitudes, and so both results, are the same for all twins that are balanced.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def _two_nets(name: str, seed: int, options: argparse.Namespace):
     way, nets = Way(options.data_home, 10000, options.device, False, ()), []
     for own in (seed, 1000 + seed):
         run = Run(data, net_name, "", "", "", _RATE, 0.0, own, options.rows, 0, 64, options.steps)
-        torch.manual_seed(own)
+        torch.manual_seed(seed if options.same_start else own)
         net = make_net(net_name, parts["train"].X.shape[1:]).to(options.device)
         descend(net, torch.optim.SGD(net.parameters(), lr=_RATE, momentum=0.9), parts["train"], run, way)
         nets.append(net)
@@ -198,6 +198,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--rows", type=int, default=10000)
     add("--steps", type=int, default=936)
+    add("--same-start", action="store_true", help="two nets differ in the order of the rows alone")
     add("--csv", default="ecopt_trained.csv", help="file of results")
     add("--picture", help="file to draw to")
     return parser.parse_args(arguments)

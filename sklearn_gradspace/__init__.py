@@ -6,8 +6,11 @@ from ._finetune import finetune
 from ._gradient_kernel import GradientKernel
 from ._gradient_kernel_classifier import GradientKernelClassifier
 from ._gradnet_classifier import GradNetClassifier
+from ._history_display import HistoryDisplay
 from ._importance import EdgeImportance
 from ._importance_display import EdgeImportanceDisplay
+from ._onnx import to_onnx
+from ._persistence import load, save
 from ._prune import prune
 from .gradients import check_gradients
 
@@ -20,8 +23,12 @@ __all__ = [
     "GradientFeaturizer",
     "GradientKernel",
     "GradientKernelClassifier",
+    "HistoryDisplay",
     "check_gradients",
     "finetune",
+    "load",
     "prune",
+    "save",
+    "to_onnx",
 ]
 __version__ = "0.1.0"

@@ -14,13 +14,14 @@ from sklearn.utils.validation import validate_data
 from skorch import NeuralNet
 from torch import nn
 
+from ._callbacks import CallbacksMixin
 from ._net_classifier import NetClassifier
 from ._rows import as_array, check_numeric
 from .gradients import packed
 from .modules import MLP
 
 
-class BaseNetMixin:
+class BaseNetMixin(CallbacksMixin):
     """Data, clones, pickles and tags of an estimator with a parameter `net`; to the left of scikit-learn's classes."""
 
     def _fit_net(self, X, y=None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -51,11 +52,19 @@ class BaseNetMixin:
         for name in ("_metadata_request", "_sklearn_output_config"):
             if hasattr(self, name):
                 setattr(twin, name, copy.deepcopy(getattr(self, name)))
+        if hasattr(self, "_skl_callbacks"):
+            twin._skl_callbacks = self._skl_callbacks  # of which scikit-learn's clone has the same ones, too
+        return twin
+
+    def __copy__(self):
+        # Python would copy what is pickled, the stand-in of the net.
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
         return twin
 
     def __getstate__(self) -> dict:
         # Of a skorch net the module travels alone; what trained it is not needed, and would not be hashed alike.
-        state = super().__getstate__()
+        state: dict = super().__getstate__()
         modules = {name: trained_module(value) for name, value in state.items()}
         return state | {name: packed(module) for name, module in modules.items() if module is not None}
 

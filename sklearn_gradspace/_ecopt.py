@@ -5,18 +5,18 @@ Samples and targets enter; a classifier or a regressor leaves. :class:`sklearn_g
 
 from collections.abc import Sequence
 from inspect import signature
-from numbers import Integral, Real
+from numbers import Integral
 
+import numpy as np
 import torch
-from sklearn.utils import check_scalar
 from torch import nn
 
-from ._featurizer_checks import check_choices
 from ._net_classifier import NetClassifier
 from ._net_regressor import NetRegressor
+from ._parameter_checks import check_choices, check_number
 from .modules import MLP
 from .optim import ECOptimizer
-from .pathspace import scale_graph
+from .pathspace._graph import graph_of
 
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -63,7 +63,7 @@ class ECOptMixin:
 
     @property
     def _optimizer_class(self):
-        return _OPTIMIZERS.get(self.optimizer, self.optimizer)
+        return _OPTIMIZERS.get(self.optimizer, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
 
     def _validate(self, X, y, classes, reset):
         self._check_parameters()
@@ -74,14 +74,20 @@ class ECOptMixin:
         if not callable(self._optimizer_class):
             raise ValueError(f"optimizer={self.optimizer!r} is neither of {[*_OPTIMIZERS]} nor one of torch's classes.")
         for name in ("lr", "momentum", "weight_decay", "path_penalty"):
-            check_scalar(getattr(self, name), name, Real, min_val=0)
-        check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
-        sizes = self.hidden_layer_sizes
-        if not isinstance(sizes, Sequence) or not all(isinstance(size, Integral) and size > 0 for size in sizes):
-            raise ValueError(f"hidden_layer_sizes={sizes!r} is not a sequence of positive integers.")
+            check_number(getattr(self, name), name, min_val=0)
+        if self.graph is not None and not callable(self.graph):
+            raise TypeError(f"graph={self.graph!r} is no function from a module to its ScaleGraph.")
+        self._hidden_layer_sizes()
+
+    def _hidden_layer_sizes(self) -> tuple[int, ...]:
+        given = self.hidden_layer_sizes
+        sizes = given if isinstance(given, (Sequence, np.ndarray)) else (given,)
+        if not all(isinstance(size, Integral) and size > 0 for size in sizes):
+            raise ValueError(f"hidden_layer_sizes={given!r} is neither a positive integer nor a sequence of some.")
+        return tuple(int(size) for size in sizes)
 
     def _module_sizes(self) -> dict:
-        return super()._module_sizes() | {"hidden_layer_sizes": self.hidden_layer_sizes}
+        return super()._module_sizes() | {"hidden_layer_sizes": self._hidden_layer_sizes()}
 
     def set_params(self, **params):
         """Set parameters of the net, its module, criterion, optimizer and callbacks.
@@ -125,9 +131,15 @@ class ECOptMixin:
         return args, {name: value for name, value in given.items() if name in taken} | kwargs
 
     def initialize_optimizer(self):
-        """Make the optimizer, for the module's scale graph; weights that were given or trained are not made new."""
+        """Make the optimizer, for the module's scale graph; weights that were given or trained are not made new.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
         (groups,), kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
-        graph = (self.graph or scale_graph)(self.module_)
+        graph = graph_of(self.module_, self.graph and self.graph(self.module_))
         trained = hasattr(self, "optimizer_") and self.scale_graph_.module is graph.module
         given = isinstance(self.module, nn.Module) and self.init == "auto"
         self.optimizer_ = ECOptimizer(
@@ -141,10 +153,18 @@ class ECOptMixin:
         )
         return self
 
+    def _restore(self):
+        init, self.init = self.init, "keep"
+        try:
+            super()._restore()
+        finally:
+            self.init = init
+
     @property
     def scale_graph_(self):
         """The units that can be rescaled, and what pins others."""
-        return self.optimizer_.graph
+        # Accelerate wraps the optimizer.
+        return getattr(self.optimizer_, "optimizer", self.optimizer_).graph
 
     @property
     def invariant_ratio_(self):
@@ -163,7 +183,7 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
 
     Parameters
     ----------
-    hidden_layer_sizes : sequence of int, default=(100,)
+    hidden_layer_sizes : int or array-like of int, default=(100,)
         Widths of the hidden layers of the default `module`, a ReLU net; empty for a linear model.
     module : Module class, instance or callable, default=MLP
         The net, from (n, ...) to logits of shape (n, n_classes). A class or callable gets those of `n_features`,
@@ -171,7 +191,9 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         instance is copied in `fit`, which begins at its weights. It has to be one that
         :func:`~sklearn_gradspace.pathspace.scale_graph` can trace, unless there is `graph`.
     optimizer : {"sgd", "adam", "adamw"} or Optimizer class, default="sgd"
-        The inner optimizer, which makes the steps; ``optimizer__...`` are arguments of it.
+        The inner optimizer, which makes the steps; ``optimizer__...`` are arguments of it, or of
+        :class:`~sklearn_gradspace.optim.ECOptimizer`: ``optimizer__units``, ``optimizer__chart_every``,
+        ``optimizer__balance_every`` and ``optimizer__approximate``.
     lr : float, default=0.02
         Learning rate.
     momentum : float, default=0.9

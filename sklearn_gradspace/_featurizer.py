@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from ._base_net import BaseNetMixin, trained_classes
+from ._callbacks import reported_fit
 from ._featurizer_checks import check_parameters
 from ._labels import distinct
 from ._random_projection import random_projection
@@ -30,6 +31,7 @@ from .gradients import (
     as_mask,
     by_torchs_names,
     over_batches,
+    to_memmap,
 )
 
 _WHITENING_ROWS = 2000  # that are enough for the factors of a whitening, whose cost is high
@@ -71,10 +73,16 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         Entries of the gradients that are features, the same for all rows and labels; the others have no columns. A dict
         has arrays of the parameters' shapes by their names; a parameter that it leaves out is kept as a whole. The
         percentile is of the entries that are kept.
-    output : {"lazy", "dense", "csr"}, default="lazy"
+    output : {"lazy", "dense", "csr", "memmap"}, default="lazy"
         Representation of what `transform` returns; the numbers are the same. "lazy" computes rows when they are asked
-        for and passes through scikit-learn and skorch as a matrix would. It alone tells GradNetClassifier which columns
-        belong to which label and layer; beside the others, give that `n_labels` and `blocks`.
+        for and passes through scikit-learn and skorch as a matrix would. "memmap" writes dense features to a file of
+        `output_dir`, for models that read them more often than it is cheap to compute them. These two tell
+        GradNetClassifier which columns belong to which label and layer; beside the others, give that `n_labels` and
+        `blocks`.
+    output_dir : str or path, optional
+        Directory of the files of ``output="memmap"``. A file is named by a fingerprint of the rows, the net and all
+        that the features depend on, so that it is found again and never mixed with others. A run that was killed goes
+        on where it was, to the same bytes. The files stay until you remove them.
     scalar : {"cross_entropy", "log_probability", "logit"} or callable, default="cross_entropy"
         What is differentiated, once for each candidate label. "cross_entropy" and "log_probability" of the label, where
         a net with one output has its logit of the second of two labels. "logit": each output of the net, whatever it
@@ -174,6 +182,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         layers="weights",
         edges=None,
         output="lazy",
+        output_dir=None,
         scalar="cross_entropy",
         labels="all",
         net_output=None,
@@ -195,6 +204,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         self.layers = layers
         self.edges = edges
         self.output = output
+        self.output_dir = output_dir
         self.scalar = scalar
         self.labels = labels
         self.net_output = net_output
@@ -208,6 +218,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y=None):
         """Take or train the base net, and learn the statistics that scale its gradients.
 
@@ -249,6 +260,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
 
     def _fit_scaler(self, unscaled: GradientFeatures, X: np.ndarray) -> Scaler | Whitening:
         engine = unscaled.engine
+        statistics: FisherStatistics | ScaleStatistics
         if self.scale in FISHER_SCALES:
             statistics = FisherStatistics(self.scale, engine.blocks)
             statistics.require_memory(engine.device)
@@ -261,13 +273,15 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             X = X[np.sort(rows)]
         array = GradientArray(features, X)
         for of_batch in over_batches(statistics.of, array, self.n_jobs, self.verbose, "statistics"):
-            statistics.merge(of_batch)
+            statistics.merge(of_batch)  # type: ignore[arg-type]
         scaler = statistics.scaler(engine.feature_dtype)
         if not scaler.is_finite:
             for batch in array.batches():
                 engine.outputs(batch.X)  # names the rows
             raise ValueError("gradients of net overflow: they are not finite although its outputs are.")
-        return Scaler(scaler.divisor[unscaled.columns]) if self.scale == "fisher" else scaler
+        if self.scale == "fisher" and isinstance(scaler, Scaler):
+            return Scaler(scaler.divisor[unscaled.columns])
+        return scaler
 
     def fit_transform(self, X, y=None):
         """Fit to samples and return their features, which in a lazy array are augmented when they are trained on.
@@ -281,7 +295,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        features : GradientArray, ndarray or csr_array of shape (n_samples, n_labels * n_params)
+        features : GradientArray, ndarray, csr_array or GradientMemmap of shape (n_samples, n_labels * n_params)
             The features, as of `transform`.
         """
         features = self.fit(X, y).transform(X)
@@ -297,7 +311,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        features : GradientArray, ndarray or csr_array of shape (n_samples, n_labels * n_params)
+        features : GradientArray, ndarray, csr_array or GradientMemmap of shape (n_samples, n_labels * n_params)
             The features, in the representation of `output`.
         """
         check_is_fitted(self)
@@ -307,6 +321,8 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             return array.toarray(self.n_jobs, self.verbose)
         if self.output == "csr":
             return array.tocsr(self.n_jobs, self.verbose)
+        if self.output == "memmap":
+            return to_memmap(array, self.output_dir, self.n_jobs, self.verbose)
         return array
 
     def set_output(self, *, transform=None):
@@ -322,7 +338,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         self : object
             The transformer.
         """
-        if self.output == "dense":
+        if self.output in ("dense", "memmap"):
             return super().set_output(transform=transform)
         if transform not in (None, "default"):
             raise ValueError(
@@ -411,5 +427,5 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
 # Data frames hold dense output alone; a global transform_output="pandas" lets the other representations pass. Assigned
 # here, since the base class sets the attribute on every subclass that is made.
 GradientFeaturizer._sklearn_auto_wrap_output_keys = property(
-    lambda self: {"transform"} if self.output == "dense" else set()
+    lambda self: {"transform"} if self.output in ("dense", "memmap") else set()
 )

@@ -4,13 +4,14 @@ A featurizer enters; an error that says what to do leaves where a parameter, by 
 """
 
 from numbers import Integral, Real
+from os import PathLike
 
 import numpy as np
 
 from ._parameter_checks import check_choices, check_flags, check_n_jobs, check_seed, check_verbose
 from .gradients import DTYPES, FISHER_SCALES, SCALARS, SCALES, SELECTIONS, check_device
 
-_OUTPUTS = ("lazy", "dense", "csr")
+_OUTPUTS = ("lazy", "dense", "csr", "memmap")
 _LABELS = ("all", "predicted")
 
 
@@ -47,6 +48,11 @@ def check_parameters(featurizer) -> None:
     if projection is not None and not is_count and not is_share:
         raise ValueError(
             f"projection={projection!r} is neither a positive number of dimensions, a share in (0, 1), nor None."
+        )
+    if featurizer.output == "memmap" and not isinstance(featurizer.output_dir, (str, PathLike)):
+        raise ValueError(
+            f"output='memmap' needs a directory for its files, but output_dir={featurizer.output_dir!r}: "
+            "GradientFeaturizer(output='memmap', output_dir='features')."
         )
     if featurizer.augment is not None and not callable(featurizer.augment):
         raise TypeError(f"augment={featurizer.augment!r} is neither None nor a function of rows and a NumPy generator.")

@@ -106,7 +106,7 @@ def finetune(
     check_numeric(X)
     device = home if device is None else torch.device(device)
     mask = {name: entries.to(device) for name, entries in mask.items()}
-    chosen = ChosenEntries(tuned.to(device), mask, net_output, update_statistics)
+    chosen = ChosenEntries(tuned.to(device), mask, net_output, bool(update_statistics))
     X, n_labels = _as_taken(chosen, X)
     trainer = _Trainer(
         chosen,
@@ -133,7 +133,7 @@ def finetune(
     return chosen.finished().to(home)
 
 
-def _as_taken(chosen: "ChosenEntries", X: np.ndarray) -> tuple[np.ndarray, int]:
+def _as_taken(chosen: "ChosenEntries", X: np.ndarray) -> tuple[np.ndarray, int]:  # type: ignore[return]
     """Return rows as the net takes them, as floats or else as indices, and the number of its labels."""
     dtypes = [X.dtype if X.dtype.kind == "f" else np.float64, *([np.int64] if X.dtype.kind in "iu" else [])]
     for dtype in dtypes:
@@ -203,8 +203,8 @@ class ChosenEntries(nn.Module):
     @torch.no_grad()
     def n_labels(self, X: np.ndarray) -> int:
         """Return the number of logits of a row."""
-        X = torch.tensor(X, device=self.entries.device)
-        return check_finite(self.eval()(X.to(self.entries.dtype) if X.is_floating_point() else X)).shape[1]
+        rows = torch.tensor(X, device=self.entries.device)
+        return check_finite(self.eval()(rows.to(self.entries.dtype) if rows.is_floating_point() else rows)).shape[1]
 
     @torch.no_grad()
     def finished(self) -> nn.Module:

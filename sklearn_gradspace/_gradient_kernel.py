@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ._base_net import BaseNetMixin
+from ._callbacks import reported_fit
 from ._parameter_checks import check_choices, check_number, check_seed, check_verbose
 from ._random_projection import random_projection
 from .gradients import (
@@ -259,6 +260,7 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         self.random_state = random_state
         self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y=None):
         """Take or train the base net, and the rows to which the kernel is taken.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._base_net import trained_classes
 from ._calibration import fit_temperature
+from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
 from ._labels import checked_labels
 from ._parameter_checks import check_flags
@@ -125,6 +126,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.random_state = random_state
         self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y):
         """Fit the separator to the residual of the base net.
 
@@ -235,6 +237,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         state = super().__getstate__()
         state.pop("_held", None)  # what can be computed anew
         return state
+
+    def _restore(self) -> None:
+        """Compute what was left out; predictions are then those of the classifier that was saved, bit by bit."""
+        self._held = self.gram_.held(self.landmarks_)
 
     def decision_function(self, X):
         """Return the scores of the classes.

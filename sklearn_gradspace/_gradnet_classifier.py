@@ -4,6 +4,7 @@ Gradient features of shape (n, n_labels * n_params), lazy or not, and labels ent
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -17,7 +18,7 @@ from ._net_estimator import is_skorchs_own
 from ._parameter_checks import check_flags, check_number
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
-from .gradients import FactoredFeatures, GradientArray, two_logits
+from .gradients import GradientArray, GradientMemmap, two_logits
 from .modules import GradNet
 
 _AUTO_LR = 0.05
@@ -54,13 +55,15 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
     dropout : float, default=0.0
         Probability with which a hidden unit is left out in training.
     n_labels : int, optional
-        Number of candidate labels in the columns. A lazy array tells it. For a plain array, such as dense or sparse
-        gradient features, it is 1 by default: all columns are then one view.
+        Number of candidate labels in the columns. A lazy array tells it, and one on disk. For a plain array, such as
+        dense or sparse gradient features, it is 1 by default: all columns are then one view.
     blocks : sequence of int or of Block, optional
-        Sizes of the layers' gradients within a candidate label. A lazy array tells them; for plain arrays all columns
-        are one block by default.
+        Sizes of the layers' gradients within a candidate label. A lazy array tells them, and one on disk; for plain
+        arrays all columns are one block by default.
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes in the loss.
+    module, criterion, optimizer
+        As in skorch.
     lr : float or "auto", default="auto"
         Learning rate. "auto" is 0.05 / √m for a layer of m inputs, which suits Adam: a step then changes what enters a
         unit by about the same amount in every layer.
@@ -74,7 +77,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         Share of the rows, stratified by class, that early stopping holds out.
     n_iter_no_change : int, default=10
         Number of epochs that early stopping waits.
-    module, criterion, optimizer, max_epochs, batch_size, dataset, train_split, verbose
+    max_epochs, batch_size, dataset, train_split
         As in skorch.
     random_state : int, RandomState or None, default=None
         Seed of initialization, order of the rows, augmentation, random views, dropout and the rows held out.
@@ -82,6 +85,8 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         Whether the rows come in a new order in every epoch.
     device : str or device, optional
         Where to train; by default where the features are computed.
+    verbose
+        As in skorch.
     **kwargs : dict
         All else that a skorch net takes.
 
@@ -210,6 +215,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         self._check_held_out()
 
     def _validate_X(self, X, reset):
+        given = X
         if isinstance(X, GradientArray):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if reset:
@@ -227,19 +233,19 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             )
         if reset:
             self._data_device = X.compute_device if isinstance(X, GradientArray) else torch.device("cpu")
-            self._lay_out(X)
-        elif isinstance(X, GradientArray) and (X.n_labels, X.blocks) != (self.n_labels_, self.blocks_):
+            self._lay_out(given)
+        elif _knows_columns(given) and (given.n_labels, given.blocks) != (self.n_labels_, self.blocks_):
             raise ValueError(
-                f"X has {X.n_labels} candidate labels and blocks {[b.name for b in X.blocks]}; the net was fitted to "
-                f"{self.n_labels_} and {[b.name for b in self.blocks_]}."
+                f"X has {given.n_labels} candidate labels and blocks {[b.name for b in given.blocks]}; the net was "
+                f"fitted to {self.n_labels_} and {[b.name for b in self.blocks_]}."
             )
         return X
 
     def _lay_out(self, X) -> None:
         """Learn the meaning of the columns of `X`."""
-        if isinstance(X, GradientArray):
+        if _knows_columns(X):
             if self.n_labels not in (None, X.n_labels):
-                raise ValueError(f"n_labels={self.n_labels}, but X is a lazy array of {X.n_labels} candidate labels.")
+                raise ValueError(f"n_labels={self.n_labels}, but X is an array of {X.n_labels} candidate labels.")
             self.n_labels_, self.blocks_ = X.n_labels, X.blocks
             return
         n_labels = 1 if self.n_labels is None else self.n_labels
@@ -338,15 +344,20 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         labels = None
         if self.module_.training:
             if isinstance(x, GradientArray) and x.augment is not None:
-                x = x.augmented(np.random.default_rng(torch.randint(2**62, ()).item()))
+                x = x.augmented(np.random.default_rng(int(torch.randint(2**62, ()))))
             labels = self._drawn_labels(len(x))
-        outputs = torch.cat([self._apply(features, **fit_params) for features in self._features(x, labels)])
+        outputs = torch.cat(list(self._outputs(x, labels, fit_params)))
         logits = outputs.unflatten(0, (len(x), -1)).mean(1)
         return logits + two_logits(x.outputs()).to(logits) if self.base_logits else logits
 
-    def _apply(self, features: Tensor | FactoredFeatures, **fit_params) -> Tensor:
-        factored = isinstance(features, FactoredFeatures)
-        return self.module_(features, **fit_params) if factored else super().infer(features, **fit_params)
+    def _outputs(self, x, labels: Tensor | None, fit_params: dict) -> Iterable[Tensor]:
+        """Yield GradNet's outputs of shape (part * v, n_classes) for consecutive rows."""
+        lazy, infer = isinstance(x, GradientArray), partial(super().infer, **fit_params)
+        if lazy and labels is not None:
+            x, labels = x[np.arange(len(x)).repeat(labels.shape[1])], labels.flatten()
+        factors = lazy and isinstance(self.module_, GradNet)
+        factored = x.factored(partial(self.module_, **fit_params), labels) if factors else None
+        return map(infer, self._features(x, labels)) if factored is None else factored
 
     def _drawn_labels(self, n: int) -> Tensor | None:
         """Return different random labels for each of `n` rows, of shape (n, v), or None for all of them."""
@@ -355,17 +366,15 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             return None
         return torch.randint(self.n_labels_, (n, 1)) if v == 1 else torch.rand(n, self.n_labels_).argsort(1)[:, :v]
 
-    def _features(self, x, labels: Tensor | None) -> Iterable[Tensor | FactoredFeatures]:
-        """Return features of shape (part * v, n_params), of consecutive rows, for labels of shape (n, v), or all."""
+    def _features(self, x, labels: Tensor | None) -> Iterable[Tensor]:
+        """Return features of shape (part * v, n_params), of consecutive rows, for all labels or for given ones.
+
+        These are of shape (n, v) for an array, and for a lazy one of shape (n,).
+        """
         if not isinstance(x, GradientArray):
             views = torch.as_tensor(x, dtype=self._dtype).unflatten(1, (self.n_labels_, -1))
             views = views if labels is None else views[torch.arange(len(views)).unsqueeze(1), labels]
             return [views.flatten(0, 1)]
-        if labels is not None:
-            x, labels = x[np.arange(len(x)).repeat(labels.shape[1])], labels.flatten()
-        factored = x.factored(labels) if isinstance(self.module_, GradNet) else None
-        if factored is not None:
-            return factored
         if self.module_.training:
             return [x.view(labels).flatten(0, -2).to(self._dtype)]
         return (part.flatten(0, 1).to(self._dtype) for part in x.parts(labels))
@@ -409,6 +418,10 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             return super().get_loss(y_pred, y_true, X)
         finally:
             criterion.label_smoothing = before
+
+
+def _knows_columns(X) -> bool:
+    return isinstance(X, (GradientArray, GradientMemmap)) and X.blocks is not None
 
 
 def _linear_parameters(layer: nn.Module) -> list[nn.Parameter]:

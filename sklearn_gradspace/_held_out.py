@@ -5,6 +5,7 @@ and n_iter_no_change; `temperature_` leaves.
 """
 
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from ._schedule import CosineSchedule
 
 class HeldOutMixin:
     """Schedule, early stopping and calibration, by skorch's callbacks and splits."""
+
+    _held_out: Any
 
     def _check_held_out(self) -> None:
         check_choices(self, {"schedule": (None, "cosine")})

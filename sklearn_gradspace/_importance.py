@@ -3,7 +3,7 @@
 A net and rows of data enter; an importance of every entry of its parameters leaves, with a standard error over rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ._base_net import BaseNetMixin, trained_classes
+from ._callbacks import reported_fit
 from ._importance_checks import check_parameters, class_codes, rank_correlation, warn_of_one_row
 from ._units import unit_sums
 from .gradients import (
@@ -25,6 +26,7 @@ from .gradients import (
     masked_weight,
     plain_name,
     predicted_labels,
+    progress,
     views,
 )
 
@@ -65,6 +67,8 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         Where to compute; by default where the net is.
     random_state : int, RandomState or None, default=None
         Seed of ``labels="sampled"``, and of the net that ``net=None`` trains.
+    verbose : int, default=0
+        Whether to show a progress bar.
 
     Attributes
     ----------
@@ -132,6 +136,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         batch_size="auto",
         device=None,
         random_state=None,
+        verbose=0,
     ):
         self.net = net
         self.criterion = criterion
@@ -143,7 +148,9 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
+        self.verbose = verbose
 
+    @reported_fit
     def fit(self, X, y=None):
         """Take or train the net, and average the score over rows.
 
@@ -161,7 +168,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         """
         check_parameters(self, y)
         for of_another_fit in ("classes_", "class_importances_", "class_standard_errors_"):
-            vars(self).pop(of_another_fit, None)
+            self.__dict__.pop(of_another_fit, None)
         X, y = self._fit_net(X, y)
         self.n_samples_seen_ = len(X)
         engine = GradientEngine(self.module_, X, self.layers, self.device, output=self.net_output)
@@ -190,13 +197,19 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         else:
             add = partial(add_survivals, moments, GradientFeatures(engine, self.percentile))
         size = self._batch_size(engine, engine.n_labels if several else 1)
-        for start in range(0, len(X), size):
-            rows = slice(start, start + size)
+
+        def compute(rows: slice) -> Iterator[tuple[int, None]]:
             batch, y = X[rows], None if codes is None else torch.from_numpy(codes[rows]).to(engine.device)
-            groups = torch.arange(start, start + len(batch), device=engine.device) % 2
+            groups = torch.arange(rows.start, rows.stop, device=engine.device) % 2
             if self.per_class:
                 groups += 2 * (predicted_labels("cross_entropy", engine.outputs(batch)) if y is None else y)
             add(X=batch, of=views(labels, y, uniform[rows]), groups=groups)
+            yield len(batch), None
+
+        passes = engine.row_limit.passes(len(X), compute, size, engine.needed)
+        with progress(len(X), "importance", self.verbose) as bar:
+            for rows, _ in passes:
+                bar.update(rows.stop - rows.start)
         return moments
 
     def _set_means(self, blocks, moments: ScoreMoments) -> None:
@@ -226,7 +239,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
                 )
         self.importances_, self._halves = values, halves
         self.unit_importances_ = {name: unit_sums(self.module_, name, v) for name, v in values.items()}
-        self.layer_importances_ = {}
+        self.layer_importances_: dict[str, float] = {}
         for name, of_parameter in values.items():
             layer = name.rpartition(".")[0]
             self.layer_importances_[layer] = self.layer_importances_.get(layer, 0.0) + float(of_parameter.sum())
@@ -272,7 +285,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is neither 'global' nor 'layer'.")
         groups = [list(importances)] if scope == "global" else [[name] for name in importances]
-        chosen = {}
+        chosen: dict[str, torch.Tensor] = {}
         for names in groups:
             values = np.concatenate([importances[name].ravel() for name in names])
             kept = np.zeros(len(values), bool)
@@ -297,7 +310,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         check_is_fitted(self, "importances_")
         if not hasattr(self, "class_importances_"):
             raise ValueError("label needs importances by class: fit with per_class=True.")
-        places = np.flatnonzero(self.classes_ == label) if np.ndim(label) == 0 else []
+        places = np.flatnonzero(self.classes_ == label) if np.ndim(label) == 0 else np.empty(0)
         if not len(places):
             raise ValueError(f"label={label!r} is none of the classes {self.classes_[:10].tolist()}.")
         found = {name: values[places[0]] for name, values in self.class_importances_.items()}

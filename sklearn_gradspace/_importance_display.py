@@ -3,7 +3,7 @@
 A fitted EdgeImportance enters; a drawing on matplotlib's axes leaves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from numbers import Integral
 
@@ -158,18 +158,23 @@ class EdgeImportanceDisplay:
         """
         if not isinstance(self.kind, str) or self.kind not in DRAWINGS:
             raise ValueError(f"kind={self.kind!r} is none of {', '.join(map(repr, DRAWINGS))}.")
-        options = [*signature(DRAWINGS[self.kind]).parameters][2:]
+        draw: Callable = DRAWINGS[self.kind]
+        options = [*signature(draw).parameters][2:]
         if not kwargs.keys() <= set(options):
             raise TypeError(f"kind={self.kind!r} takes {', '.join(options) or 'no options'}, not {', '.join(kwargs)}.")
         shape = self.image_shape
-        pair = isinstance(shape, Sequence) and len(shape) == 2 and all(isinstance(n, Integral) and n > 0 for n in shape)
+        pair = (
+            isinstance(shape, Sequence)
+            and len(shape) == 2
+            and all(isinstance(n, Integral) and int(n) > 0 for n in shape)
+        )
         if shape is not None and not pair:
             raise ValueError(f"image_shape={shape!r} is neither None nor a height and a width.")
         if ax is None:
             import matplotlib.pyplot as plt
 
             ax = plt.subplots(figsize=_SIZES[self.kind], layout="constrained")[1]
-        DRAWINGS[self.kind](self, ax, **kwargs)
+        draw(self, ax, **kwargs)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

@@ -62,7 +62,7 @@ def _draw_edges(ax, left: np.ndarray, right: np.ndarray, values: np.ndarray, wei
     signs = weights[to, origin] >= 0
     colors = [(*to_rgb(_POSITIVE if positive else _NEGATIVE), 0.2 + 0.7 * s) for positive, s in zip(signs, shares)]
     lines = np.stack([left[origin], right[to]], 1)  # (n_edges, 2, 2)
-    ax.add_collection(LineCollection(lines, linewidths=0.3 + 2 * shares, colors=colors, zorder=2))
+    ax.add_collection(LineCollection(lines, linewidths=0.3 + 2 * shares, colors=colors, zorder=2))  # type: ignore[arg-type]
 
 
 def _shares(values: np.ndarray) -> np.ndarray:

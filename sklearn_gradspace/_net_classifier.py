@@ -106,8 +106,8 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
     def _weights_by_class(self, y: np.ndarray) -> np.ndarray:
         codes = self.class_weight
         if isinstance(codes, Mapping):
-            unknown = sorted(set(codes) - set(self._labels.tolist()), key=str)
-            if unknown or not all(isinstance(w, Real) and 0 <= w < np.inf for w in codes.values()):
+            unknown: list = sorted(set(codes) - set(self._labels.tolist()), key=str)
+            if unknown or not all(isinstance(w, Real) and 0 <= float(w) < np.inf for w in codes.values()):
                 raise ValueError(
                     f"class_weight={codes!r} must map labels of y to finite weights that are not negative; of its "
                     f"labels y lacks {unknown}."

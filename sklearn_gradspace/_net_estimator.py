@@ -4,6 +4,7 @@ Samples, targets and weights of any kind enter; rows that skorch trains on and a
 the subclass's.
 """
 
+import warnings
 from collections.abc import Mapping
 from math import prod
 
@@ -14,6 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skorch.dataset import get_len
 from skorch.utils import is_dataset
 
+from ._callbacks import CallbacksMixin, fit_report, reported
 from ._parameter_checks import check_flags
 from ._rows import RowDataset, WeightedRows, as_array
 from ._skorch_sklearn import SklearnNetMixin
@@ -25,7 +27,7 @@ def is_skorchs_own(X) -> bool:
     return is_dataset(X) or (isinstance(X, Mapping) and not sparse.issparse(X))  # a dok_array is a Mapping, too
 
 
-class NetEstimator(SklearnNetMixin):
+class NetEstimator(CallbacksMixin, SklearnNetMixin):
     """Data, weights, loss and fits of a skorch net for any module; to the left of a skorch class.
 
     Parameters
@@ -117,8 +119,17 @@ class NetEstimator(SklearnNetMixin):
         return args, kwargs
 
     def check_data(self, X, y):
-        """Do nothing: `fit` has checked the data."""
+        """Do nothing: `fit` has checked the data.
 
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples, ...)
+            Targets.
+        """
+
+    @reported
     def fit(self, X, y=None, sample_weight=None, **fit_params):
         """Train the module from new, or on from where it is with `warm_start`.
 
@@ -140,7 +151,34 @@ class NetEstimator(SklearnNetMixin):
         """
         check_flags(self, "warm_start")
         fresh = not (self.warm_start and self.initialized_)
-        return self._fit(X, y, None, sample_weight, fresh, fresh, "fit", fit_params)
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        self._report = fit_report(self, fit_params.get("epochs", self.max_epochs), X=X, y=y, metadata=metadata)
+        try:
+            self._fit(X, y, None, sample_weight, fresh, fresh, "fit", fit_params)
+            self._report.end(self)
+        finally:
+            del self._report
+        return self
+
+    def notify(self, method_name, **cb_kwargs):
+        """Call a method of the net and of its callbacks, and at an epoch's begin and end scikit-learn's callbacks.
+
+        Parameters
+        ----------
+        method_name : str
+            Name of the method.
+        **cb_kwargs : dict
+            Passed on to it.
+        """
+        report = getattr(self, "_report", None)
+        if report and method_name == "on_epoch_begin":
+            report.begin_epoch(self)
+        try:
+            super().notify(method_name, **cb_kwargs)
+        finally:  # skorch's early stopping leaves by an exception
+            stops = report and method_name == "on_epoch_end" and report.end_epoch(self)
+        if stops:
+            raise KeyboardInterrupt  # skorch's way to end training
 
     def partial_fit(self, X, y=None, sample_weight=None, **fit_params):
         """Train on, for `max_epochs` more epochs.
@@ -229,7 +267,8 @@ class NetEstimator(SklearnNetMixin):
         X = validate_data(self, as_array(X), reset=reset, accept_sparse="csr", dtype=dtype, allow_nd=self._allow_nd)
         if reset:
             self._set_dtype(X.dtype)
-            self._n_inputs = prod(X.shape[1:])
+            self._sample_shape = X.shape[1:]
+            self._n_inputs = prod(self._sample_shape)
         return X
 
     def _set_dtype(self, dtype: np.dtype) -> None:
@@ -298,6 +337,16 @@ class NetEstimator(SklearnNetMixin):
         by_class = None if y_true.is_floating_point() else getattr(self.criterion_, "weight", None)
         total = len(losses) if by_class is None else by_class[y_true].sum()  # what torch's mean divides by
         return (losses * torch.as_tensor(X.weight, device=losses.device)).sum() / total
+
+    def _restore(self) -> None:
+        """Make all that skorch makes beside the module, which is there and stays as it is."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `fit` has given them
+            self._initialize_virtual_params()
+            self._initialize_callbacks()
+            self._initialize_criterion()
+            self._initialize_optimizer()
+        self.initialized_ = True
 
     def _module_sizes(self) -> dict:
         return {"n_features": self._n_inputs, "n_outputs": self._n_outputs}

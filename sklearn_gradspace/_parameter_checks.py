@@ -45,7 +45,7 @@ def check_verbose(verbose) -> None:
 
 def check_n_jobs(n_jobs) -> None:
     """Raise ValueError for what is no number of jobs in the sense of joblib."""
-    if n_jobs is not None and not (isinstance(n_jobs, Integral) and n_jobs and abs(n_jobs) < 2**15):
+    if n_jobs is not None and not (isinstance(n_jobs, Integral) and 0 < abs(int(n_jobs)) < 2**15):
         raise ValueError(f"n_jobs={n_jobs!r} is neither None, a positive integer, nor -1 for all processors.")
 
 

@@ -6,6 +6,7 @@ matrix or a lazy array one computation a row.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def check_numeric(X: np.ndarray) -> np.ndarray:
 class WeightedRows:
     """Rows of data with a weight each, as one thing to index."""
 
-    X: object
+    X: Any
     weight: np.ndarray
 
     @property

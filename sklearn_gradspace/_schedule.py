@@ -23,7 +23,7 @@ class CosineSchedule(LRScheduler):
 
     def on_train_begin(self, net, **kwargs) -> None:
         """Forget the scheduler of an earlier fit."""
-        self.lr_scheduler_ = None
+        self.lr_scheduler_: CosineAnnealingLR | None = None
 
     def on_epoch_begin(self, net, dataset_train=None, **kwargs) -> None:
         """Make the scheduler in the first epoch."""

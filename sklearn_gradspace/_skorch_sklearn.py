@@ -43,6 +43,8 @@ class SklearnNetMixin:
         "optimizer",
     ]
     cuda_dependent_attributes_: ClassVar[list[str]] = ["module_", "criterion_", "optimizer_"]
+    device: str | torch.device | None
+    _rng_states: list[Tensor]
     _modules, _criteria, _optimizers = ["module"], ["criterion"], ["optimizer"]
 
     def _drop_fitted_attributes(self) -> None:
@@ -77,7 +79,13 @@ class SklearnNetMixin:
         return self
 
     def initialize_callbacks(self):
-        """Make the callbacks; refuse parameters of callbacks that do not exist, which skorch passes over."""
+        """Make the callbacks; refuse parameters of callbacks that do not exist, which skorch passes over.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
         super().initialize_callbacks()
         known = {name for name, _ in self._uniquely_named_callbacks()}
         for name in vars(self):
@@ -97,7 +105,7 @@ class SklearnNetMixin:
         # skorch pickles modules to bytes at once, by a pickler that knows no class of __main__. It does so for the sake
         # of CUDA; on the CPU the modules travel like everything else.
         on_cpu = all(p.device.type == "cpu" for p in getattr(self, "module_", nn.Module()).parameters())
-        return vars(self).copy() if on_cpu else super().__getstate__()
+        return vars(self).copy() if on_cpu else super().__getstate__()  # type: ignore[return-value]
 
     def __setstate__(self, state: dict) -> None:
         if "__cuda_dependent_attributes__" not in state:
@@ -132,7 +140,13 @@ class SklearnNetMixin:
             self._rng_states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
 
     def initialize_module(self):
-        """Make the module, with those of the data's sizes that it has arguments for; copy one that is there already."""
+        """Make the module, with those of the data's sizes that it has arguments for; copy one that is there already.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
         if not callable(self.module) or (isinstance(self.module, type) and not issubclass(self.module, nn.Module)):
             raise TypeError(f"module={self.module!r} is neither a Module nor a class or function that makes one.")
         kwargs, has_data = self.get_params_for("module"), hasattr(self, "n_features_in_")

@@ -17,7 +17,7 @@ def check_training_parameters(net) -> None:
         check_number(net.lr, "lr", min_val=0)
     check_number(net.max_epochs, "max_epochs", Integral, min_val=0)
     size = net.batch_size
-    counted = isinstance(size, Integral) and not isinstance(size, bool) and (1 <= size < 2**62 or size == -1)
+    counted = isinstance(size, Integral) and not isinstance(size, bool) and (1 <= int(size) < 2**62 or size == -1)
     if not counted:
         raise ValueError(f"batch_size={size!r} is neither a positive integer nor -1, which is all rows.")
     wanted = {

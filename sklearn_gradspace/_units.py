@@ -43,8 +43,8 @@ def linear_chain(net: nn.Module, names, sample_shape: tuple[int, ...] | None = N
     ValueError
         Where the net is none such, or not all of its weights are to be drawn.
     """
-    layers = {name: owner(net, name)[0] for name in names if name.rpartition(".")[2] == "weight"}
-    layers = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+    owners = {name: owner(net, name)[0] for name in names if name.rpartition(".")[2] == "weight"}
+    layers = {name: layer for name, layer in owners.items() if isinstance(layer, nn.Linear)}
     reason = _misfit(net, layers) or (None if sample_shape is None else _bypass(net, layers, sample_shape))
     if reason:
         raise ValueError(f"a graph needs a net of linear layers, one after the other; of this one {reason}.")
@@ -70,7 +70,8 @@ def _bypass(net: nn.Module, layers: dict[str, nn.Linear], sample_shape: tuple[in
         return f"{first!r} does not take the {prod(sample_shape)} features of a sample"
     X = torch.ones(1, *sample_shape).to(masked_weight(net, first)).requires_grad_()
     for cut in layers:
-        twin, called = shared_copy(net).requires_grad_(False), []
+        twin = shared_copy(net).requires_grad_(False)
+        called: list = []
         for name in layers:
 
             def record(layer, args, output, name=name, cut=cut, called=called):

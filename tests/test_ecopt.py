@@ -137,7 +137,9 @@ def test_hidden_layer_sizes():
     assert classifier.scale_graph_.n_units == 11
     assert classifier.scale_graph_.module is classifier.module_
     assert classifier.invariant_ratio_ == pytest.approx(11 / (7 * 7 + 4 * 8 + 3 * 5))
-    assert ECOptRegressor((5,), max_epochs=1).fit(X, target).scale_graph_.n_units == 5
+    for sizes in (5, np.int64(5), [5], np.array([5])):
+        regressor = ECOptRegressor(sizes, max_epochs=1).fit(X, target)
+        assert regressor.scale_graph_.n_units == 5 and regressor.hidden_layer_sizes is sizes
 
 
 def test_a_linear_model_has_no_units_and_is_trained_as_usual():
@@ -179,7 +181,7 @@ class Untraceable(MLP):
 
 
 def test_a_graph_that_is_handed_over():
-    with pytest.raises(ValueError, match="trace"):
+    with pytest.raises(ValueError, match=r"trace.*control flow\. .*graph="):
         ECOptClassifier(module=Untraceable, max_epochs=1).fit(X, y)
 
     def graph_of(module):
@@ -327,10 +329,15 @@ def test_a_skorch_dataset():
         ({"momentum": None}, TypeError, "momentum must be an instance of"),
         ({"weight_decay": -1e-3}, ValueError, "weight_decay == -0.001"),
         ({"path_penalty": -1.0}, ValueError, "path_penalty == -1.0"),
-        ({"path_penalty": 0.1, "method": "balanced"}, ValueError, "path_penalty"),
+        ({"path_penalty": 0.1, "method": "balanced"}, ValueError, "^path_penalty=0.1 is about path values"),
         ({"max_epochs": 2.5}, TypeError, "max_epochs must be an instance of"),
-        ({"hidden_layer_sizes": (3, 0)}, ValueError, r"hidden_layer_sizes=\(3, 0\) is not a sequence of positive"),
-        ({"hidden_layer_sizes": 10}, ValueError, "hidden_layer_sizes=10 is not a sequence of positive"),
+        ({"hidden_layer_sizes": (3, 0)}, ValueError, r"hidden_layer_sizes=\(3, 0\) is neither a positive"),
+        ({"hidden_layer_sizes": 2.5}, ValueError, "hidden_layer_sizes=2.5 is neither a positive integer"),
+        ({"hidden_layer_sizes": "3"}, ValueError, "hidden_layer_sizes='3' is neither a positive integer"),
+        ({"graph": 3}, TypeError, "graph=3 is no function from a module"),
+        ({"graph": lambda net: 3}, TypeError, "graph must be a ScaleGraph, got int"),
+        ({"graph": lambda net: scale_graph(MLP(2, 3))}, ValueError, "graph is of another module"),
+        ({"optimizer__chart_every": 0}, ValueError, "chart_every=0 must be 1 or more"),
         ({"module": "mlp"}, TypeError, "module='mlp' is neither a Module nor"),
         ({"device": "cuda:99"}, ValueError, "device='cuda:99' cannot be used"),
     ],

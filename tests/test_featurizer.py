@@ -516,6 +516,7 @@ def test_a_budget_that_is_too_small_takes_a_row_at_a_time(net, X, monkeypatch):
     assert sizes_of_passes(featurizer, X, monkeypatch)[1] == [1] * len(X)
 
 
+@pytest.mark.filterwarnings("ignore:memory ran out")
 def test_memory_that_runs_out_does_not_show(net, X, monkeypatch):
     expected = GradientFeaturizer(net, output="dense").fit_transform(X)
     forward = GradientEngine.forward

@@ -12,11 +12,12 @@ from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._forward import leaves
 from ._gram import GradientGram, GradientTile
 from ._mask import as_bool, as_mask
+from ._memmap import GradientMemmap, to_memmap
 from ._memory import free_bytes, require_memory
 from ._moments import ScoreMoments
 from ._names import by_torchs_names, masked_weight, owner, plain_name
 from ._outputs import SCALARS, as_table, check_finite, label_probabilities, predicted_labels, two_logits
-from ._passes import over_batches
+from ._passes import over_batches, progress
 from ._projection import Projection
 from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
@@ -41,6 +42,7 @@ __all__ = [
     "GradientEngine",
     "GradientFeatures",
     "GradientGram",
+    "GradientMemmap",
     "GradientTile",
     "KernelRidge",
     "NotPositiveDefiniteError",
@@ -69,8 +71,10 @@ __all__ = [
     "packed",
     "plain_name",
     "predicted_labels",
+    "progress",
     "require_memory",
     "shared_copy",
+    "to_memmap",
     "two_logits",
     "views",
 ]

@@ -15,7 +15,7 @@ from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._memory import require_memory
-from ._passes import over_batches, slices
+from ._passes import Result, over_batches, slices
 
 
 class GradientArray:
@@ -38,6 +38,16 @@ class GradientArray:
     max_bytes : int
         Size above which `__array__` refuses to compute the whole; :meth:`toarray` does not refuse up to the memory
         that is free.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace import GradientFeaturizer
+    >>> features = GradientFeaturizer(torch.nn.Linear(4, 3), percentile=100).fit_transform(torch.eye(4).numpy())
+    >>> features
+    <GradientArray of shape (4, 36), 3 labels, float32, computed on cpu>
+    >>> features[:2].toarray().shape
+    (2, 36)
     """
 
     ndim = 2
@@ -106,11 +116,39 @@ class GradientArray:
         return np.asarray(taken)[np.arange(len(taken)) if pairs else slice(None), columns]
 
     def take(self, indices, axis: int = 0, out=None, mode: str = "raise"):
-        """Return rows, as NumPy's function of the name expects it; along the other axis an ndarray."""
-        return self[indices] if axis == 0 else np.asarray(self).take(indices, axis, out, mode)
+        """Return rows, as NumPy's function of the name expects it; along the other axis an ndarray.
+
+        Parameters
+        ----------
+        indices : array-like of int
+            Numbers of rows, or of columns.
+        axis : int, default=0
+            0 for rows.
+        out : ndarray, optional
+            As in NumPy, for columns.
+        mode : str, default="raise"
+            As in NumPy, for columns.
+
+        Returns
+        -------
+        taken : GradientArray or ndarray
+            Rows as a lazy array.
+        """
+        return self[indices] if axis == 0 else np.asarray(self).take(indices, axis, out, mode)  # type: ignore[call-overload]
 
     def augmented(self, generator: np.random.Generator) -> "GradientArray":
-        """Return the features of augmented rows, or the array itself where it has no augmentation."""
+        """Return the features of augmented rows, or the array itself where it has no augmentation.
+
+        Parameters
+        ----------
+        generator : Generator
+            NumPy's, which `augment` draws from.
+
+        Returns
+        -------
+        augmented : GradientArray
+            As many rows.
+        """
         if self.augment is None:
             return self
         X = np.asarray(self.augment(self.X.copy(), generator))  # it may write over what it gets
@@ -122,7 +160,13 @@ class GradientArray:
         return GradientArray(self.features, X)
 
     def outputs(self) -> Tensor:
-        """Return what the net itself says, of shape (n_samples, n_outputs), on the device."""
+        """Return what the net itself says, of shape (n_samples, n_outputs), on the device.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n_samples, n_outputs)
+            The net's outputs.
+        """
         return torch.cat([self.features.engine.outputs(batch.X) for batch in self.batches()])
 
     def view(self, labels: Tensor | None = None) -> Tensor:
@@ -135,30 +179,62 @@ class GradientArray:
 
         Returns
         -------
-        Tensor of shape (n_samples, n_features) or (n_samples, n_labels, n_features)
+        features : Tensor of shape (n_samples, n_features) or (n_samples, n_labels, n_features)
+            Of one label a row, or of all.
         """
         return self.features(self.X, labels)
 
     def parts(self, labels: Tensor | None = None) -> Iterator[Tensor]:
         """Compute features of all rows, some at a time, each valid until the next are asked for.
 
-        Yields
-        ------
-        features : Tensor of shape (part, n_labels, n_features), or (part, 1, n_features) for one label a row
+        Parameters
+        ----------
+        labels : Tensor of shape (n_samples,), optional
+            One candidate label a row; by default all.
+
+        Returns
+        -------
+        parts : iterator of Tensor of shape (part, n_labels, n_features), or (part, 1, n_features) for one label a row
+            Features of consecutive rows.
         """
         return self.features.parts(self.X, labels)
 
-    def factored(self, labels: Tensor | None = None) -> Iterator[FactoredFeatures] | None:
-        """Return features of consecutive rows that are not formed, or None where they are not plain gradients."""
-        divisors, engine, step = self.features.block_divisors, self.features.engine, self.features.batch_size
+    def factored(
+        self, apply: Callable[[FactoredFeatures], Result], labels: Tensor | None = None
+    ) -> Iterator[Result] | None:
+        """Apply a function to features of consecutive rows that are not formed, of fewer rows where memory runs out.
+
+        Parameters
+        ----------
+        apply : callable
+            From :class:`FactoredFeatures` of some rows to anything.
+        labels : Tensor of shape (n_samples,), optional
+            One candidate label a row; by default all.
+
+        Returns
+        -------
+        results : iterator or None
+            None where the features are more than gradients divided by a number for each block.
+        """
+        divisors, engine = self.features.block_divisors, self.features.engine
         if divisors is None or self.n_labels != engine.n_labels:
             return None
-        batches = slices(len(self), step)
-        passes = (FactoredGradients(engine, self.X[b], None if labels is None else labels[b]) for b in batches)
-        return (FactoredFeatures(of_batch, engine.blocks, divisors) for of_batch in passes)
+
+        def compute(rows: slice) -> Iterator[tuple[int, Result]]:
+            gradients = FactoredGradients(engine, self.X[rows], None if labels is None else labels[rows])
+            yield len(self.X[rows]), apply(FactoredFeatures(gradients, engine.blocks, divisors))
+
+        passes = engine.row_limit.passes(len(self), compute, self.features.batch_size, engine.needed)
+        return (result for _, result in passes)
 
     def batches(self) -> Iterator["GradientArray"]:
-        """Return the rows in consecutive parts that are computed at a time."""
+        """Return the rows in consecutive parts that are computed at a time.
+
+        Returns
+        -------
+        parts : iterator of GradientArray
+            One after the other.
+        """
         return (self[rows] for rows in slices(len(self), self.features.batch_size))
 
     def toarray(self, n_jobs: int | None = None, verbose: int = 0) -> np.ndarray:
@@ -170,14 +246,19 @@ class GradientArray:
             Jobs that share the batches.
         verbose : int
             Whether to show a progress bar.
+
+        Returns
+        -------
+        dense : ndarray of shape (n_samples, n_labels * n_features)
+            The features.
         """
         require_memory(self.nbytes, f"a dense array of shape {self.shape}")
-        dense = np.empty(self.shape, self.dtype)
+        whole = np.empty(self.shape, self.dtype)
         start = 0
-        for part in over_batches(_dense, self, n_jobs, verbose):
-            dense[start : start + len(part)] = part
+        for part in over_batches(dense, self, n_jobs, verbose):
+            whole[start : start + len(part)] = part
             start += len(part)
-        return dense
+        return whole
 
     def tocsr(self, n_jobs: int | None = None, verbose: int = 0) -> sparse.csr_array:
         """Compute everything, as a sparse array of the non-zero entries.
@@ -188,6 +269,11 @@ class GradientArray:
             Jobs that share the batches.
         verbose : int
             Whether to show a progress bar.
+
+        Returns
+        -------
+        features : csr_array of shape (n_samples, n_labels * n_features)
+            The features.
         """
         share = self.features.percentile / 100 if self.features.projection is None else 1
         kept = self.size * share
@@ -215,7 +301,8 @@ class GradientArray:
         return np_compat
 
 
-def _dense(batch: GradientArray) -> np.ndarray:
+def dense(batch: GradientArray) -> np.ndarray:
+    """Return the features of a batch, of shape (n, n_labels * n_features)."""
     return batch.view().flatten(1).cpu().numpy()
 
 

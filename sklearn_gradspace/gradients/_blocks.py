@@ -24,6 +24,13 @@ class Block:
         Its shape; the block holds its entries in C order.
     start : int
         The first of its columns.
+
+    Examples
+    --------
+    >>> from sklearn_gradspace.gradients import Block
+    >>> block = Block("conv1.weight", (2, 3), start=10)
+    >>> block.size, block.slice, block.layer
+    (6, slice(10, 16, None), 'conv1')
     """
 
     name: str
@@ -41,18 +48,53 @@ class Block:
         return slice(self.start, self.start + self.size)
 
     def shaped(self, gradients: Tensor) -> Tensor:
-        """Return a view with the parameter's shape in the place of the last axis."""
+        """Return a view with the parameter's shape in the place of the last axis.
+
+        Parameters
+        ----------
+        gradients : Tensor of shape (..., size)
+            Gradients of the parameter.
+
+        Returns
+        -------
+        view : Tensor of shape (..., ``*shape``)
+            The same numbers.
+        """
         return gradients.unflatten(-1, self.shape) if self.shape else gradients.squeeze(-1)
 
     def shaped_by_tap(self, gradients: Tensor) -> Tensor:
-        """As `shaped`, for memory in which a kernel's taps stand before its channels: products of windows come so."""
+        """Return what `shaped` does, for memory in which a kernel's taps stand before its channels.
+
+        Products of windows come so.
+
+        Parameters
+        ----------
+        gradients : Tensor of shape (..., size)
+            Gradients of the parameter, the axes of the kernel before that of the channels.
+
+        Returns
+        -------
+        view : Tensor of shape (..., ``*shape``)
+            The same numbers.
+        """
         if len(self.shape) < 3:
             return self.shaped(gradients)
         n_out, c, *kernel = self.shape
         return gradients.unflatten(-1, (n_out, *kernel, c)).movedim(-1, gradients.ndim)
 
     def numbered_names(self, n: int) -> list[str]:
-        """Return names such as ``"conv1.weight<0>"`` for n columns that are no entries of the parameter."""
+        """Return names such as ``"conv1.weight<0>"`` for n columns that are no entries of the parameter.
+
+        Parameters
+        ----------
+        n : int
+            Number of columns.
+
+        Returns
+        -------
+        names : list of str
+            One a column.
+        """
         return [f"{self.name}<{i}>" for i in range(n)]
 
     @property

@@ -10,6 +10,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import grad
 
 from ._scratch import Scratch
 
@@ -20,7 +21,7 @@ _STACKED_BYTES = 2**24  # gradients of a row up to which one product makes those
 # From here on copying windows costs more than a grouped convolution that takes each sample for a group.
 _MANY_POSITIONS, _MANY_CHANNELS = 1024, 16
 
-_GROUPED = {1: torch.nn.grad.conv1d_weight, 2: torch.nn.grad.conv2d_weight, 3: torch.nn.grad.conv3d_weight}
+_GROUPED = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
 
 
 def padded(layer: nn.Module, inputs: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def _by_windows(
     layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch, in_weight_order: bool
 ) -> None:
     (n, k, m, *positions), (c, *kernel), groups = points.shape, out.shape[3:], layer.groups
-    rank, m, n_positions, n_taps = len(kernel), m // groups, prod(positions), prod(kernel)
+    rank, m, n_positions, n_taps = len(kernel), m // groups, prod(positions), prod(kernel)  # type: ignore[assignment]
     windows = _windows(layer, windowed, positions, kernel, channels_last=not in_weight_order)
     windows = windows.unflatten(-1, (groups, c)).movedim(-2, 1)  # (n, groups, *positions, *kernel, c)
     if in_weight_order:

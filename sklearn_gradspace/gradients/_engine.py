@@ -5,10 +5,10 @@ scalars; one backward pass for each goes to the outputs of the layers only, and 
 there into the gradients of its parameters.
 """
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from math import prod
 from threading import RLock, local
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
-from ._memory import free_bytes, is_out_of_memory
+from ._memory import RowLimit, free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
-from ._rules import ParameterRule, loop, write_gradients
+from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import check_device, packed, shared_copy, usable
 from ._trial import try_out
@@ -75,7 +75,28 @@ class GradientEngine:
     rounding_error : float or None
         Largest error of a parameter's gradients on the rows that decided, relative to the largest entry, where `dtype`
         is "bfloat16" or "tf32".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import GradientEngine
+    >>> X = torch.ones(2, 4).numpy()
+    >>> engine = GradientEngine(torch.nn.Linear(4, 3), X, layers="all")
+    >>> engine(X).shape  # rows, labels, parameters
+    torch.Size([2, 3, 15])
+    >>> engine(X, torch.tensor([0, 2])).shape
+    torch.Size([2, 15])
     """
+
+    # What is found out on a few rows.
+    input_dtype: torch.dtype
+    channels_last: bool
+    n_labels: int
+    rules: EngineReport
+    signature: dict[str, list]
+    row_bytes: int
+    label_bytes: int
+    rounding_error: float | None
 
     def __init__(
         self,
@@ -93,7 +114,7 @@ class GradientEngine:
         if not (dtype is None or isinstance(dtype, str)) or dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, DTYPES))}.")
         check_device(device)
-        self.net, self.scalar, self.target, self._output, self.precision = net, scalar, device, output, dtype
+        self.net, self.scalar, self.target, self.output, self.precision = net, scalar, device, output, dtype
         self.blocks = make_blocks(choose_parameters(net, layers))
         self.n_params = sum(block.size for block in self.blocks)
         self._attach()
@@ -106,11 +127,17 @@ class GradientEngine:
             self._module.to(getattr(torch, self.precision))
         first = self._module.get_parameter(self.blocks[0].name)
         self.device, self.dtype = first.device, first.dtype
-        self.scratch, self.apply = Scratch(), net_output(self._output)
-        self._row_limit = 2**31  # until memory runs out
+        self.scratch, self.apply = Scratch(), net_output(self.output)
+        self.row_limit = RowLimit(self.device)
 
     def copy_of_net(self) -> nn.Module:
-        """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated."""
+        """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated.
+
+        Returns
+        -------
+        module : Module
+            The copy.
+        """
         module = shared_copy(self.net, self.target)
         chosen = {block.name for block in self.blocks}
         for name, parameter in module.named_parameters():
@@ -125,7 +152,7 @@ class GradientEngine:
         return self._local.module
 
     def __getstate__(self) -> dict:
-        attached = ("_local", "_module", "scratch", "apply")
+        attached = ("_local", "_module", "scratch", "apply", "row_limit")
         return {key: value for key, value in vars(self).items() if key not in attached} | {"net": packed(self.net)}
 
     def __setstate__(self, state: dict) -> None:
@@ -139,9 +166,25 @@ class GradientEngine:
         return torch.promote_types(self.dtype, torch.float32)
 
     def outputs(self, X: np.ndarray) -> Tensor:
-        """Return the net's output of shape (n, n_outputs) for the rows `X`."""
+        """Return the net's output of shape (n, n_outputs) for the rows `X`.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n, n_outputs)
+            What the net says of them.
+        """
+
+        def compute(rows: slice) -> Iterator[tuple[int, Tensor]]:
+            yield len(X[rows]), check_finite(self.apply(self.module, self.inputs(X[rows])))
+
         with self.computing(), torch.no_grad():
-            return check_finite(self.apply(self.module, self.inputs(X)))
+            of_passes = [of_pass for _, of_pass in self.row_limit.passes(len(X), compute, None, self.needed)]
+            return torch.cat(of_passes) if of_passes else next(compute(slice(0)))[1]
 
     def __call__(
         self,
@@ -156,6 +199,7 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
+            Rows.
         labels : Tensor of shape (n,) or "predicted", optional
             The number of one scalar for each row, or that of the label that the net predicts; by default all.
         out : Tensor of shape (n, n_params) or (n, n_labels, n_params), optional
@@ -175,7 +219,27 @@ class GradientEngine:
         return out
 
     def allocate(self, n: int, all_labels: bool, n_columns: int | None = None) -> Tensor:
-        """Return an uninitialised place for the gradients of `n` rows, or for `n_columns` numbers made of each."""
+        """Return an uninitialised place for the gradients of `n` rows, or for `n_columns` numbers made of each.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        all_labels : bool
+            Whether for every scalar of a row, or for one.
+        n_columns : int, optional
+            Numbers of a gradient; by default one for each entry of the parameters.
+
+        Returns
+        -------
+        place : Tensor of shape (n, n_labels, n_columns) or (n, n_columns)
+            The place, on the engine's device.
+
+        Raises
+        ------
+        MemoryError
+            If there is not enough memory; it says how much is needed and what to do.
+        """
         n_columns = self.n_params if n_columns is None else n_columns
         shape = (n, self.n_labels, n_columns) if all_labels else (n, n_columns)
         try:
@@ -201,7 +265,9 @@ class GradientEngine:
         Parameters
         ----------
         X : ndarray of shape (n, ...)
+            Rows.
         labels : Tensor of shape (n,) or "predicted", optional
+            As of a call of the engine.
         out : Tensor of shape (n, k, n_params), optional
             Where to write; by default one place for each part in turn.
         batch_size : int, optional
@@ -212,33 +278,20 @@ class GradientEngine:
         Yields
         ------
         rows : slice
+            The rows of the part.
         gradients : Tensor of shape (len(rows), k, n_params), or what `finish` returned
             Valid until the next is asked for.
         """
         if isinstance(labels, str) and labels != "predicted":
             raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
         each = labels is not None and not isinstance(labels, str)
-        labels = self._checked_labels(labels, len(X)) if each else labels
-        start = 0
-        while start < len(X):
-            size = min(len(X), batch_size or len(X), self._row_limit)
-            batch = slice(start, min(start + size, len(X)))
-            of_batch = labels[batch] if each else labels
-            place = None if out is None else out[batch]
-            try:
-                for rows, gradients in self._batch_parts(X[batch], of_batch, place, finish):
-                    yield slice(start, start + rows), gradients
-                    start += rows
-                continue
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    needed = self.memory(1, labels is None)
-                    raise MemoryError(f"a pass of a single row takes {self._beside_free(needed)}") from error
-            # Outside of the handler, where the error no longer holds what the failed pass had allocated.
-            self._row_limit = size // 2
-            _free_memory(self.device)
+        labels = self._checked_labels(labels, len(X)) if each else labels  # type: ignore[arg-type]
+
+        def compute(batch: slice) -> Iterator[tuple[int, Tensor]]:
+            of_batch = labels[batch] if each else labels  # type: ignore[index]
+            return self._batch_parts(X[batch], of_batch, None if out is None else out[batch], finish)
+
+        return self.row_limit.passes(len(X), compute, batch_size, partial(self.needed, labels is None))
 
     def _batch_parts(
         self, X: np.ndarray, labels: Labels, out: Tensor | None, finish: Finish | None
@@ -259,7 +312,18 @@ class GradientEngine:
                 yield rows.stop - rows.start, gradients if finished is None else finished
 
     def part_rows(self, k: int) -> int:
-        """Return of how many rows the gradients of `k` scalars each are made at a time."""
+        """Return of how many rows the gradients of `k` scalars each are made at a time.
+
+        Parameters
+        ----------
+        k : int
+            Number of scalars of a row.
+
+        Returns
+        -------
+        rows : int
+            One at least.
+        """
         at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
         return max(1, at_once // (k * self._gradient_bytes))
 
@@ -275,21 +339,64 @@ class GradientEngine:
         return labels
 
     def write(self, forward: ForwardPass, out: Tensor) -> None:
-        """Write the gradients of a pass of n rows and k scalars to `out`, of shape (n, k, n_params)."""
+        """Write the gradients of a pass of n rows and k scalars to `out`, of shape (n, k, n_params).
+
+        Parameters
+        ----------
+        forward : ForwardPass
+            The pass.
+        out : Tensor of shape (n, k, n_params)
+            Where to write.
+        """
         write_gradients(forward, self.rules_for(forward), self.places(out))
 
     def rules_for(self, forward: ForwardPass) -> Sequence[ParameterRule]:
-        """Return `rules`, or the loop where rows took another way through the net than those that decided on these."""
+        """Return `rules`, or the loop where rows took another way through the net than those that decided on these.
+
+        Parameters
+        ----------
+        forward : ForwardPass
+            A pass of these rows.
+
+        Returns
+        -------
+        rules : sequence of ParameterRule
+            One a parameter.
+        """
         if set(self.signature) <= set(forward.calls):
             return self.rules
         return [ParameterRule(rule.name, loop.__name__, "called otherwise") for rule in self.rules]
 
     def places(self, out: Tensor) -> dict[str, Tensor]:
-        """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params)."""
+        """Return views of shape (n, k, ``*parameter.shape``) on gradients of shape (n, k, n_params).
+
+        Parameters
+        ----------
+        out : Tensor of shape (n, k, n_params)
+            Gradients.
+
+        Returns
+        -------
+        places : dict of str to Tensor
+            The views, by parameter.
+        """
         return {block.name: block.shaped(out[..., block.slice]) for block in self.blocks}
 
     def forward(self, X: np.ndarray, labels: Labels = None) -> ForwardPass:
-        """Return a pass of the rows `X` for the scalars `labels`, or what a function of outputs says, or for all."""
+        """Return a pass of the rows `X` for the scalars `labels`, or for all.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+        labels : Tensor of shape (n,), "predicted" or callable, optional
+            As of a call of the engine, or a function from outputs to numbers of scalars.
+
+        Returns
+        -------
+        forward : ForwardPass
+            What went into the layers, and what came back to them.
+        """
         inputs = self.inputs(X)
         forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
         if self.device.type == "cpu":
@@ -297,7 +404,20 @@ class GradientEngine:
         return forward.like(self.signature) or replace(forward, calls={})
 
     def inputs(self, X: np.ndarray, plain: bool = False) -> Tensor:
-        """Return rows as the net takes them, on the device; `plain` in the usual order of memory."""
+        """Return rows as the net takes them, on the device; `plain` in the usual order of memory.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+        plain : bool, default=False
+            Whether in the usual order of memory, also where images are quicker with channels last.
+
+        Returns
+        -------
+        inputs : Tensor of shape (n, ...)
+            The rows, in the engine's precision.
+        """
         inputs = torch.from_numpy(np.array(X, order="C"))
         if self.device.type == "cuda":
             inputs = inputs.pin_memory().to(self.device, non_blocking=True)
@@ -310,12 +430,22 @@ class GradientEngine:
         """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for.
 
         What is `exact` is never rounded so: solving a system of equations, say.
+
+        Parameters
+        ----------
+        exact : bool, default=False
+            Whether TF32 is off in any case.
+
+        Yields
+        ------
+        nothing : None
+            The context in which to compute.
         """
         if self.device.type != "cuda":
             with torch.inference_mode(False):
                 yield
             return
-        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
         with _SWITCHING, torch.inference_mode(False):
             before = [switch.fp32_precision for switch in switches]
             try:
@@ -332,10 +462,28 @@ class GradientEngine:
         They are those of the pass through the net, of what comes back to the layers, of the gradients of `features`
         rows, by default `n`, and of what does not depend on rows: torch holds the weights once more in the order of
         memory that it computes in, and some scratch.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        all_labels : bool, default=True
+            Whether for every scalar of a row, or for one.
+        features : int, optional
+            Number of rows whose gradients exist at a time.
+
+        Returns
+        -------
+        n_bytes : int
+            Beyond what is there before.
         """
         k = self.n_labels if all_labels else 1
         features = n if features is None else features
         return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
+
+    def needed(self, all_labels: bool = True) -> str:
+        """Return what a pass of one row takes, beside what is free, and the way out."""
+        return self._beside_free(self.memory(1, all_labels))
 
     @property
     def _gradient_bytes(self) -> int:
@@ -354,9 +502,3 @@ class GradientEngine:
             fit = int(self.n_params * free / n_bytes)
             text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
         return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
-
-
-def _free_memory(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -62,7 +62,7 @@ def _drawn(outputs: Tensor, uniform: np.ndarray) -> Tensor:
 
 
 def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of: Views, groups: Tensor, p: int) -> None:
-    """Add the scores ``sum_c weight_c |g_c|^p`` of the rows `X`, which one pass can take.
+    """Add the scores ``sum_c weight_c |g_c|^p`` of the rows `X`, the next ones, which one pass can take.
 
     Parameters
     ----------
@@ -77,22 +77,23 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
     """
     labels, weigh = of
     gradients = FactoredGradients(engine, X, labels)
+    start = moments.n_rows
     with engine.computing(), torch.no_grad():
         weights = None if weigh is None else weigh(gradients.outputs.double()).to(engine.feature_dtype)
-        moments.count(groups)
         for block in engine.blocks:
             if block.name in gradients.factors:
                 deltas, inputs = (factor.abs() for factor in gradients.factors[block.name])
                 of_unit, of_input = _divided(deltas, (0, 1)), _divided(inputs, (0,))
                 left, right = _weighted(deltas.pow_(p), weights), inputs.pow_(p)
                 scale = torch.outer(of_unit.flatten(), of_input.flatten()) ** p
-                moments.add_products(block.name, left, right, groups, scale)
+                moments.add_products(block.name, left, right, groups, start, scale)
                 continue
             for rows, part in gradients.parts(block.name, CACHE_BYTES, by_tap=True):
                 part.abs_()
-                scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p
+                scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p  # type: ignore[assignment]
                 scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])
-                moments.add(block.name, scores, groups[rows], scale)
+                moments.add(block.name, scores, groups[rows], start + rows.start, scale)
+        moments.count(groups)
 
 
 def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarray, of: Views, groups: Tensor) -> None:
@@ -101,14 +102,14 @@ def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarr
     outputs = engine.outputs(X).double() if weigh or callable(labels) else None
     labels = labels(outputs) if callable(labels) else labels
     weights = None if weigh is None else weigh(outputs).to(engine.feature_dtype)
-    moments.count(groups)
-    start = 0
-    for part in features.parts(X, labels):
+    start, first = 0, moments.n_rows
+    for part in features.parts(X, labels):  # type: ignore[arg-type]
         rows = slice(start, start + len(part))
         scores = _weighted(part.copy_(part != 0), None if weights is None else weights[rows])
         for block in features.blocks:
-            moments.add(block.name, scores[:, block.slice], groups[rows])
+            moments.add(block.name, scores[:, block.slice], groups[rows], first + start)
         start = rows.stop
+    moments.count(groups)
 
 
 def _divided(magnitudes: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from ._blocks import Block
 from ._engine import GradientEngine
 from ._forward import ForwardPass
+from ._outputs import Labels
 from ._passes import slices
 from ._rules import outer_factors, write_gradients
 
@@ -39,9 +40,10 @@ class FactoredGradients:
     Parameters
     ----------
     engine : GradientEngine
+        Of the net.
     X : ndarray of shape (n, ...)
         Rows that one pass through the net can take.
-    labels : Tensor of shape (n,), optional
+    labels : Tensor of shape (n,) or "predicted", optional
         The number of one scalar for each row; by default all.
 
     Attributes
@@ -53,14 +55,27 @@ class FactoredGradients:
     -----
     The gradient of a linear layer that sees a vector is ``delta a^T``: its norms and products are those of the factors.
     Other gradients are formed a few rows at a time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import FactoredGradients, GradientEngine
+    >>> X = torch.ones(2, 4).numpy()
+    >>> engine = GradientEngine(torch.nn.Linear(4, 3), X)
+    >>> gradients = FactoredGradients(engine, X)
+    >>> gradients.shape, gradients.squared_norms()["weight"].shape
+    ((2, 3, 12), torch.Size([2, 3]))
+    >>> norms = gradients.inner(gradients)["weight"].diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)
+    >>> torch.allclose(norms, gradients.squared_norms()["weight"])
+    True
     """
 
-    def __init__(self, engine: GradientEngine, X: np.ndarray, labels: Tensor | None = None) -> None:
+    def __init__(self, engine: GradientEngine, X: np.ndarray, labels: Labels = None) -> None:
         with engine.computing():
             forward = engine.forward(X, labels)
         self._engine, self._forward = engine, forward
         self._rules = {rule.name: rule for rule in engine.rules_for(forward)}
-        self.factors = outer_factors(forward, self._rules.values(), engine.feature_dtype)
+        self.factors = outer_factors(forward, list(self._rules.values()), engine.feature_dtype)
 
     @property
     def outputs(self) -> Tensor:
@@ -73,7 +88,18 @@ class FactoredGradients:
         return (*self._forward.cotangents.shape[:2], self._engine.n_params)
 
     def dense(self, name: str) -> Tensor:
-        """Return the gradients of one parameter, of shape (n, k, ``*parameter.shape``)."""
+        """Return the gradients of one parameter, of shape (n, k, ``*parameter.shape``).
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+
+        Returns
+        -------
+        gradients : Tensor of shape (n, k, ``*parameter.shape``)
+            All of them, formed.
+        """
         block = self._block(name)
         place = self._empty((*self.shape[:2], block.size))
         self._write(self._forward, block, place)
@@ -81,7 +107,13 @@ class FactoredGradients:
 
     @_computing
     def squared_norms(self) -> dict[str, Tensor]:
-        """Return for each parameter the squared norms of its gradients, of shape (n, k)."""
+        """Return for each parameter the squared norms of its gradients, of shape (n, k).
+
+        Returns
+        -------
+        squares : dict of str to Tensor of shape (n, k)
+            By parameter.
+        """
         found = {}
         for block in self._engine.blocks:
             if block.name in self.factors:
@@ -99,13 +131,14 @@ class FactoredGradients:
         Parameters
         ----------
         directions : dict of str to Tensor of shape (h, ...)
-            h directions, each of the parameter's shape, as far as they are not zero.
+            As many as h directions, each of the parameter's shape, as far as they are not zero.
 
         Returns
         -------
-        Tensor of shape (n, k, h)
+        products : Tensor of shape (n, k, h)
+            With each of the directions.
         """
-        total = 0
+        total: Tensor | int = 0
         for name, direction in directions.items():
             shape = self._block(name).shape
             if tuple(direction.shape[1:]) != shape:
@@ -123,17 +156,23 @@ class FactoredGradients:
             if flat.requires_grad and torch.is_grad_enabled():  # the backward pass needs all of them
                 parts = [self.dense(name).reshape(*self.shape[:2], -1)]
             else:
-                parts = (part for _, part in self.parts(name))
+                parts = (part for _, part in self.parts(name))  # type: ignore[assignment]
             total = total + torch.cat([part @ flat.T for part in parts])
-        return total
+        return total  # type: ignore[return-value]
 
     @_computing
     def inner(self, other: "FactoredGradients") -> dict[str, Tensor]:
         """Return for each parameter the inner products with the m times l gradients of `other`.
 
+        Parameters
+        ----------
+        other : FactoredGradients
+            Gradients of m rows and l scalars of the same net.
+
         Returns
         -------
-        dict of str to Tensor of shape (n, k, m, l)
+        products : dict of str to Tensor of shape (n, k, m, l)
+            By parameter.
         """
         found = {}
         for block in self._engine.blocks:
@@ -159,6 +198,22 @@ class FactoredGradients:
 
         A part takes `n_bytes`, unless a single row takes more. Its entries are in the parameter's order, or in that of
         :meth:`Block.shaped_by_tap`, which saves a copy.
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+        n_bytes : int
+            Size of a part.
+        by_tap : bool, default=False
+            Whether the order is the latter.
+
+        Yields
+        ------
+        rows : slice
+            The rows of the part.
+        gradients : Tensor of shape (part, k, size)
+            Their gradients.
         """
         block, (n, k, _) = self._block(name), self.shape
         step = min(n, max(1, n_bytes // (k * block.size * self._engine.feature_dtype.itemsize)))

@@ -19,8 +19,19 @@ class FactoredFeatures:
     gradients : FactoredGradients
         Of shape (n, k, n_params).
     blocks : sequence of Block
+        The columns of each parameter.
     divisors : sequence of float or of Tensor of shape ()
         What the gradients of each block are divided by.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import FactoredFeatures, FactoredGradients, GradientEngine
+    >>> X = torch.ones(2, 4).numpy()
+    >>> engine = GradientEngine(torch.nn.Linear(4, 3), X)
+    >>> features = FactoredFeatures(FactoredGradients(engine, X), engine.blocks, [2.0])
+    >>> features.linear([engine.blocks[0].slice], torch.ones(5, 12), torch.zeros(5)).shape
+    torch.Size([6, 5])
     """
 
     def __init__(self, gradients: FactoredGradients, blocks: Sequence[Block], divisors: Sequence) -> None:
@@ -35,11 +46,14 @@ class FactoredFeatures:
         columns : sequence of slice
             The columns of some blocks.
         weight : Tensor of shape (h, number of columns)
+            Of h units.
         bias : Tensor of shape (h,)
+            Theirs.
 
         Returns
         -------
-        Tensor of shape (n * k, h)
+        products : Tensor of shape (n * k, h)
+            What enters the units.
         """
         total, chosen = bias, [self._by_start[of_block.start] for of_block in columns]
         for (block, divisor), part in zip(chosen, weight.split([block.size for block, _ in chosen], 1)):

@@ -33,6 +33,7 @@ class GradientFeatures:
     Parameters
     ----------
     engine : GradientEngine
+        Of the net.
     percentile : float
         Percentage of each block's entries that selection keeps.
     scaler : Scaler or Whitening, optional
@@ -51,6 +52,15 @@ class GradientFeatures:
         Which columns of a gradient are features, before selection; by default all.
     projection : Projection, optional
         Applied last.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import GradientEngine, GradientFeatures
+    >>> X = torch.ones(2, 4).numpy()
+    >>> features = GradientFeatures(GradientEngine(torch.nn.Linear(4, 3), X), percentile=50)
+    >>> features(X).shape, features.feature_names()[:2]
+    (torch.Size([2, 3, 12]), ['weight[0,0]', 'weight[0,1]'])
     """
 
     engine: GradientEngine
@@ -113,7 +123,13 @@ class GradientFeatures:
         return [low.item() for low, _ in ends] if all(torch.equal(low, high) for low, high in ends) else None
 
     def feature_names(self) -> list[str]:
-        """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``, by plain names of parameters."""
+        """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``, by plain names of parameters.
+
+        Returns
+        -------
+        names : list of str
+            One a column.
+        """
         mask = np.ones(self.engine.n_params, bool) if self.mask is None else self.mask
         whole = {b.name: replace(b, name=plain_name(self.engine.net, b.name)) for b in self.engine.blocks}
         return [
@@ -123,7 +139,18 @@ class GradientFeatures:
         ]
 
     def memory(self, n: int) -> int:
-        """Return the bytes that a pass of `n` rows, with all of their views, takes at most."""
+        """Return the bytes that a pass of `n` rows, with all of their views, takes at most.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+
+        Returns
+        -------
+        n_bytes : int
+            Beyond what is there before.
+        """
         part, entries = self.engine.part_rows(self.n_labels), 0  # rows whose gradients exist at a time
         if self._whitens:
             entries += 3 * part * self.n_labels * max(block.size for block in self.engine.blocks)
@@ -138,7 +165,18 @@ class GradientFeatures:
         return of_pass + matrices + entries * self.engine.feature_dtype.itemsize
 
     def affordable_rows(self, budget: float) -> int:
-        """Return how many rows, with all of their views, fit into `budget` bytes, one at least."""
+        """Return how many rows, with all of their views, fit into `budget` bytes, one at least.
+
+        Parameters
+        ----------
+        budget : float
+            Bytes.
+
+        Returns
+        -------
+        rows : int
+            One at least.
+        """
         return max(1, int((budget - self.memory(0)) // (self.memory(1) - self.memory(0))))
 
     @property
@@ -159,6 +197,20 @@ class GradientFeatures:
         """Yield features of consecutive rows, of shape (part, k, n_features), valid until the next are asked for.
 
         With `out`, of shape (n, k, n_features), they are written there.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+        labels : Tensor of shape (n,), optional
+            The number of one label for each row; by default all views.
+        out : Tensor of shape (n, k, n_features), optional
+            Where to write.
+
+        Yields
+        ------
+        features : Tensor of shape (part, k, n_features)
+            Of consecutive rows.
         """
         place = out if self._in_place else None
         for rows, features in self.engine.parts(
@@ -175,7 +227,18 @@ class GradientFeatures:
         return self.labels
 
     def selection_error(self, X: np.ndarray) -> float:
-        """Return the share of entries of the rows `X` that are selected otherwise than exactly."""
+        """Return the share of entries of the rows `X` that are selected otherwise than exactly.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+
+        Returns
+        -------
+        share : float
+            0 where selection is exact.
+        """
         if self.selection == "exact" or self.percentile == 100:
             return 0.0
         selected = replace(self, scaler=self.scaler if self._whitens else None, power=None, projection=None)
@@ -200,11 +263,11 @@ class GradientFeatures:
         if self._whitens:
             self.scaler(gradients)
         if self.mask is not None:
-            gradients = gradients.index_select(-1, self.columns)
+            gradients = gradients.index_select(-1, self.columns)  # type: ignore[arg-type]
         scratch = self.engine.scratch
         factors = self._factors(forward) if self.percentile < 100 and not self._whitens else None
         select_largest(gradients, self.kept_blocks, self.percentile, factors, self.selection, scratch)
-        scaler = None if self._whitens else self.scaler
+        scaler = self.scaler if isinstance(self.scaler, Scaler) else None
         for piece in self._pieces(gradients):
             if self.compile:
                 of_piece = scaler or Scaler(None)

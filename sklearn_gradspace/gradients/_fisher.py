@@ -30,8 +30,17 @@ class Whitening:
     Parameters
     ----------
     blocks : tuple of Block
+        The columns of each parameter.
     factors : tuple of tuple of Tensor
         For each block L and R, or for a vector the numbers that its entries are multiplied by.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import Block, Whitening
+    >>> whitening = Whitening((Block("weight", (2, 3), 0),), ((2 * torch.eye(2), torch.eye(3)),))
+    >>> whitening(torch.ones(1, 6))
+    tensor([[2., 2., 2., 2., 2., 2.]])
     """
 
     blocks: tuple[Block, ...]
@@ -47,7 +56,18 @@ class Whitening:
         return all(torch.isfinite(factor).all().item() for factors in self.factors for factor in factors)
 
     def to(self, device: torch.device) -> "Whitening":
-        """Return the whitening on `device`."""
+        """Return the whitening on `device`.
+
+        Parameters
+        ----------
+        device : device
+            Where to.
+
+        Returns
+        -------
+        whitening : Whitening
+            The same map.
+        """
         return Whitening(self.blocks, tuple(tuple(f.to(device) for f in factors) for factors in self.factors))
 
     def __call__(self, gradients: Tensor) -> Tensor:
@@ -142,7 +162,7 @@ class FisherStatistics:
         if self.scale == "fisher":
             roots = torch.cat(list(moments)).sqrt()
             return Scaler(torch.where(roots == 0, 1, roots).to(dtype))
-        factors = []
+        factors: list[tuple[Tensor, ...]] = []
         for block in self.blocks:
             moment = next(moments)
             if self._is_factored(block):

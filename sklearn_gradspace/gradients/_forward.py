@@ -112,7 +112,7 @@ class ForwardPass:
         mirrored : ForwardPass
             Of the same samples in reverse.
         """
-        calls = {}
+        calls: dict[str, list] = {}
         for layer, of_layer in self.calls.items():
             others = mirrored.calls[layer]
             same = len(of_layer) == len(others) and None not in (*of_layer, *others)
@@ -121,7 +121,7 @@ class ForwardPass:
 
     def signature(self) -> "Signature":
         """Return how each layer was called: rules that were right for it are right for the like of it."""
-        return {layer: [call and call.by_row for call in calls] for layer, calls in self.calls.items()}
+        return {layer: [None if call is None else call.by_row for call in calls] for layer, calls in self.calls.items()}
 
     def like(self, signature: "Signature") -> "ForwardPass | None":
         """Return the pass with its arguments understood as in `signature`, or None if its layers are called otherwise.

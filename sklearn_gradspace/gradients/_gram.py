@@ -7,16 +7,15 @@ empirical neural tangent kernel; that of the logits is the mean over them.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ._engine import GradientEngine
 from ._factored import FactoredGradients
-from ._passes import slices
+from ._memory import RowLimit, is_out_of_memory
+from ._passes import progress, slices
 from ._projection import Projection
 from ._ridge import mirror_lower
 
@@ -53,7 +52,7 @@ class GradientTile:
     @cached_property
     def squared_norms(self) -> Tensor:
         """Return for each parameter the sums over scalars of squared norms, of shape (n_blocks, n)."""
-        return torch.stack([prod(map(_squared_lengths, tensors)) for tensors in self.gradients.values()])
+        return torch.stack([reduce(Tensor.mul, map(_squared_lengths, tensors)) for tensors in self.gradients.values()])
 
     def inner(self, other: "GradientTile") -> Iterator[Tensor]:
         """Yield for each parameter the sums over scalars of inner products, of shape (n, m)."""
@@ -96,6 +95,7 @@ def _product(first: Tensor, second: Tensor) -> Tensor:
 
 
 Rows = np.ndarray | GradientTile
+Tiles = Iterator[tuple[slice, Tensor]]  # columns, and what some rows have there
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ class GradientGram:
     Parameters
     ----------
     engine : GradientEngine
+        Of the net.
     degree : int
+        Power of the sum of inner products.
     normalize : bool or "layer"
         True: a row's kernel with itself is 1. "layer": that holds of each parameter's kernel, whose mean is taken.
     views : callable, optional
@@ -118,6 +120,15 @@ class GradientGram:
         Bytes of gradients held at a time.
     verbose : int
         Whether to show a progress bar.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import GradientEngine, GradientGram
+    >>> X = torch.eye(4).numpy()
+    >>> kernel = GradientGram(GradientEngine(torch.nn.Linear(4, 3), X, scalar="logit"))
+    >>> kernel(X).shape, torch.allclose(kernel(X).diagonal(), torch.ones(4))
+    (torch.Size([4, 4]), True)
     """
 
     engine: GradientEngine
@@ -141,56 +152,117 @@ class GradientGram:
         """Return the kernel of shape (n, m) of rows `X` with rows `Y`, by default with themselves."""
         n, m = len(X), len(X if Y is None else Y)
         kernel = torch.empty(n, m, dtype=self.engine.feature_dtype, device=self.engine.device)
-        for rows, columns, values in self._tiles(X, Y):
-            kernel[rows, columns] = values
+
+        def write(rows: slice, tiles: Tiles) -> None:
+            for columns, values in tiles:
+                kernel[rows, columns] = values
+
+        self._use_tiles(X, Y, write)
         return mirror_lower(kernel) if Y is None else kernel
 
     def dot(self, X: Rows, Y: Rows, coefficients: Tensor) -> Tensor:
-        """Return ``kernel(X, Y) @ coefficients``, of shape (n, k), a tile of the kernel at a time."""
+        """Return ``kernel(X, Y) @ coefficients``, of shape (n, k), a tile of the kernel at a time.
+
+        Parameters
+        ----------
+        X, Y : ndarray of shape (n, ...) and (m, ...), or GradientTile
+            Rows.
+        coefficients : Tensor of shape (m, k)
+            What the kernel is multiplied by.
+
+        Returns
+        -------
+        products : Tensor of shape (n, k)
+            On the engine's device.
+        """
         products = torch.zeros(len(X), coefficients.shape[1], dtype=coefficients.dtype, device=self.engine.device)
-        for rows, columns, values in self._tiles(X, Y):
-            with self.engine.computing(exact=True):
-                products[rows] += values @ coefficients[columns]
+
+        def write(rows: slice, tiles: Tiles) -> None:
+            products[rows] = 0
+            for columns, values in tiles:
+                with self.engine.computing(exact=True):
+                    products[rows] += values @ coefficients[columns]
+
+        self._use_tiles(X, Y, write)
         return products
 
     def held(self, X: Rows) -> Rows:
-        """Return the gradients of rows, to be used in their place, where they fit; else the rows."""
-        return self.tile(X) if not isinstance(X, GradientTile) and len(X) <= self._steps(X[:1])[0] else X
+        """Return the gradients of rows, to be used in their place, where they fit; else the rows.
 
-    def _tiles(self, X: Rows, Y: Rows | None) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield tiles of the kernel; without `Y` those of its lower triangle.
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...) or GradientTile
+            Rows.
 
-        Gradients of `Y` that do not fit are computed anew for each tile of `X`.
+        Returns
+        -------
+        rows : ndarray or GradientTile
+            Their gradients, or the rows.
+        """
+        if isinstance(X, GradientTile) or len(X) > self._steps(X[:1])[0]:
+            return X
+        try:
+            return self.tile(X)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return X
+
+    def _use_tiles(self, X: Rows, Y: Rows | None, use: Callable[[slice, Tiles], None]) -> None:
+        """Hand rows after rows to `use`, with their tiles of the kernel; without `Y` those of its lower triangle.
+
+        Gradients of `Y` that do not fit are computed anew for each of these. Where memory runs out, `use` gets a part
+        of the same rows again.
         """
         others = X if Y is None else self.held(Y)
         large, small = self._steps(others[:1])
         step = small if Y is not None and isinstance(others, GradientTile) else large  # beside what is held
-        with tqdm(total=len(X), desc="kernel", disable=not self.verbose, unit="row") as bar:
-            for rows in slices(len(X), step):
-                tile = self._tile_of(X, rows)
-                for columns in slices(rows.start if Y is None else len(Y), small):
-                    yield from self._values(tile, rows, self._tile_of(others, columns), columns.start)
-                if Y is None:
-                    yield from self._values(tile, rows, tile, rows.start)
+        limit = RowLimit(self.engine.device)
+
+        def compute(rows: slice) -> Iterator[tuple[int, None]]:
+            use(
+                rows, self._tiles(X, None if Y is None else others, rows, max(1, small * min(limit.rows, step) // step))
+            )
+            yield rows.stop - rows.start, None
+
+        with progress(len(X), "kernel", self.verbose) as bar:
+            for rows, _ in limit.passes(len(X), compute, step, self.engine.needed):
                 bar.update(rows.stop - rows.start)
 
-    def _values(
-        self, tile: GradientTile, rows: slice, other: GradientTile, start: int
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
+    def _tiles(self, X: Rows, Y: Rows | None, rows: slice, step: int) -> Tiles:
+        """Yield tiles of some rows with all of `Y`, or with those up to themselves, `step` columns each."""
+        tile = self._tile_of(X, rows)
+        for columns in slices(rows.start if Y is None else len(Y), step):
+            yield from self._values(tile, self._tile_of(X if Y is None else Y, columns), columns.start)
+        if Y is None:
+            yield from self._values(tile, tile, rows.start)
+
+    def _values(self, tile: GradientTile, other: GradientTile, start: int) -> Tiles:
         """Yield the kernel of two tiles, as many columns at a time as are few beside the gradients."""
         step = max(1, self.working_memory // 16 // (len(tile) * self.engine.feature_dtype.itemsize))
         for part in slices(len(other), step):
-            yield rows, slice(start + part.start, start + part.stop), self._kernel(tile, other[part])
+            yield slice(start + part.start, start + part.stop), self._kernel(tile, other[part])
 
     def _tile_of(self, X: Rows, rows: slice) -> GradientTile:
         return X[rows] if isinstance(X, GradientTile) else self.tile(X[rows])
 
     def outputs(self, X: np.ndarray) -> Tensor:
-        """Return what the net says of rows, of shape (n, n_outputs), averaged over views."""
+        """Return what the net says of rows, of shape (n, n_outputs), averaged over views.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n, n_outputs)
+            The mean over views.
+        """
         means = []
         for rows in slices(len(X), self._pass_rows):
             views = self._views(X[rows])
-            means.append(sum(map(self.engine.outputs, views)) / len(views))
+            means.append(reduce(Tensor.add, map(self.engine.outputs, views)) / len(views))
         return torch.cat(means)
 
     def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:
@@ -227,11 +299,27 @@ class GradientGram:
         return large, max(1, large // 4)
 
     def tile(self, X: np.ndarray) -> GradientTile:
-        """Return the gradients of rows `X`, which have to fit into memory."""
+        """Return the gradients of rows `X`, which have to fit into memory.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+
+        Returns
+        -------
+        tile : GradientTile
+            Their gradients.
+        """
         whole = {}
-        for rows in slices(len(X), self._formed_rows(X)):
+
+        def compute(rows: slice) -> Iterator[tuple[int, dict]]:
             with self.engine.computing(), torch.no_grad():
                 found = self._pass(X[rows])
+            yield rows.stop - rows.start, found
+
+        limit = self.engine.row_limit
+        for rows, found in limit.passes(len(X), compute, self._formed_rows(X), self.engine.needed):
             for name, tensors in found.items():
                 if name not in whole:
                     dtypes = [self.dtype or t.dtype for t in tensors]
@@ -243,7 +331,8 @@ class GradientGram:
 
     def _pass(self, X: np.ndarray) -> dict[str, tuple[Tensor, ...]]:
         """Return the gradients of a few rows, averaged over views."""
-        found, views = {}, self._views(X)
+        found: dict[str, tuple[Tensor, ...]] = {}
+        views = self._views(X)
         for view in views:
             gradients = FactoredGradients(self.engine, view)
             n, k, _ = gradients.shape

@@ -1,8 +1,14 @@
-"""Memory: refusing what cannot fit, and noticing that something did not."""
+"""Memory: refusing what cannot fit, and going on with fewer rows where something did not."""
 
+import gc
 import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 _CPU = torch.device("cpu")
 
@@ -48,3 +54,75 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     # The CPU's allocator has no error type of its own.
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+class RowLimit:
+    """How many rows are computed at a time: half as many from where memory runs out on.
+
+    Parameters
+    ----------
+    device : device
+        Where they are computed.
+
+    Attributes
+    ----------
+    rows : int
+        The limit, for all passes that follow.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.rows = device, 2**31
+
+    def passes(
+        self,
+        n: int,
+        compute: Callable[[slice], Iterator[tuple[int, Result]]],
+        most: int | None = None,
+        needed: Callable[[], str] = lambda: "more than there is",
+    ) -> Iterator[tuple[slice, Result]]:
+        """Yield what `compute` makes of `n` rows.
+
+        Parameters
+        ----------
+        n : int
+        compute : callable
+            Gets consecutive rows, and yields numbers of rows and what it made of these. What it yielded is not computed
+            again; where it fails before that, it is as if it had not been called.
+        most : int, optional
+            Rows at a time; by default all.
+        needed : callable
+            What a single row takes, for the error where that does not fit.
+
+        Yields
+        ------
+        rows : slice
+        result
+        """
+        start = 0
+        while start < n:
+            size = min(n, most or n, self.rows)
+            try:
+                for rows, result in compute(slice(start, min(start + size, n))):
+                    yield slice(start, start + rows), result
+                    start += rows
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise MemoryError(f"a pass of a single row takes {needed()}") from error
+            # Outside of the handler, where the error no longer holds what the failed pass had allocated.
+            self.rows = size // 2
+            warnings.warn(
+                f"memory ran out on {self.device} with {size} rows at a time: {self.rows} are taken from here on. The "
+                "numbers stay the same. A smaller batch_size, or working_memory of scikit-learn, avoids the attempts.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            _free_memory(self.device)
+
+
+def _free_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
+from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
 Result = TypeVar("Result")
@@ -15,6 +16,11 @@ Result = TypeVar("Result")
 def slices(n: int, step: int) -> Iterator[slice]:
     """Yield consecutive slices of `n` rows, `step` of them each but for the last."""
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
+
+
+def progress(n: int, what: str, verbose: int, unit: str = "row") -> tqdm:
+    """Return a progress bar over `n` rows, in a terminal or a notebook; silent where `verbose` is 0."""
+    return tqdm(total=n, desc=what, disable=not verbose, unit=unit)
 
 
 def over_batches(
@@ -27,16 +33,22 @@ def over_batches(
     function : callable
     array : GradientArray
     n_jobs : int, optional
-        As in joblib; threads unless its context says otherwise.
+        As in joblib: None is one, unless its context says otherwise. They are threads unless that does.
     verbose : int
         0 is silent; else a progress bar.
     what : str
         What the bar says.
     """
-    if effective_n_jobs(n_jobs) == 1:
+    n_batches = -(-len(array) // array.features.batch_size)
+    if n_batches == 1 or _n_jobs(n_jobs) == 1:
         results = map(function, array.batches())
     else:
         tasks = (delayed(function)(batch) for batch in array.batches())
         results = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(tasks)
-    n_batches = -(-len(array) // array.features.batch_size)
     yield from tqdm(results, total=n_batches, desc=what, disable=not verbose)
+
+
+def _n_jobs(n_jobs: int | None) -> int:
+    # A task of dask has a backend and no number of jobs: joblib would count the cluster, and send batches around in it.
+    n_jobs = get_active_backend()[1] if n_jobs is None else n_jobs
+    return 1 if n_jobs is None else effective_n_jobs(n_jobs)

@@ -32,11 +32,11 @@ def kth_product(deltas: Tensor, inputs: Tensor, rank: int) -> Tensor:
     if deltas.device.type != "cpu":
         return _by_bisection(deltas, inputs, rank)
     found = np.empty(deltas.shape[:2], np.float32)
-    deltas, inputs = deltas.abs().numpy(), inputs.abs().numpy()
+    of_samples, of_inputs = deltas.abs().numpy(), inputs.abs().numpy()
     with np.errstate(over="ignore"):  # where the product overflows, so does its order statistic
-        for i, of_sample in enumerate(deltas):
+        for i, of_sample in enumerate(of_samples):
             for j, delta in enumerate(of_sample):
-                found[i, j] = _of_row(delta, inputs[i], rank)
+                found[i, j] = _of_row(delta, of_inputs[i], rank)
     return torch.from_numpy(found)
 
 
@@ -66,7 +66,7 @@ def _of_row(queries: np.ndarray, ordered: np.ndarray, rank: int) -> float:
         if guesses is None:
             # Between close bounds the products are spread evenly.
             share, margin = (rank + 0.5 - n_low) / n_between, 2 / n_between**0.5
-            guesses = [low + (high - low) * part for part in (share - margin, share + margin)]
+            guesses = [low + (high - low) * part for part in (share - margin, share + margin)]  # type: ignore[assignment]
         before = n_between
         for guess in map(float, map(np.float32, guesses)):
             if low < guess < high:

@@ -23,6 +23,15 @@ class KernelRidge:
     kernel : Tensor of shape (n, n)
         Symmetric. It is written over: while a solution is looked for its lower triangle holds a Cholesky factor, and
         the upper one what it held before.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import KernelRidge
+    >>> kernel, targets = torch.tensor([[1.0, 0.5], [0.5, 1.0]]), torch.tensor([[1.0], [0.0]])
+    >>> coefficients, residuals = KernelRidge(kernel.clone()).solve(1.0, targets)
+    >>> torch.allclose((kernel + torch.eye(2)) @ coefficients, targets, atol=1e-6)
+    True
     """
 
     def __init__(self, kernel: Tensor) -> None:
@@ -36,15 +45,21 @@ class KernelRidge:
         Parameters
         ----------
         penalty : float
+            What is added to the diagonal.
         targets : Tensor of shape (n, k)
+            What is to be predicted.
 
         Returns
         -------
-        coefficients, residuals : Tensor of shape (n, k)
+        coefficients : Tensor of shape (n, k)
+            The solution.
+        residuals : Tensor of shape (n, k)
+            Targets less the predictions that are made without the row.
 
         Raises
         ------
         NotPositiveDefiniteError
+            If the matrix with this penalty is not positive definite to rounding.
         """
         self._restore(penalty)
         _cholesky(self._matrix)

@@ -4,7 +4,7 @@ A `ForwardPass` and, for each parameter, the place of shape (n, k, *parameter.sh
 are written to. Which rule a parameter takes is tried out once: each row's gradient has to be autograd's of that row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,14 @@ class ParameterRule:
         backward pass for each row and scalar; zeros.
     why : str
         What decided.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_gradspace.gradients import GradientEngine
+    >>> engine = GradientEngine(torch.nn.Linear(4, 3), torch.ones(2, 4).numpy())
+    >>> engine.rules[0]
+    ParameterRule(name='weight', rule='closed_form', why='a Linear layer')
     """
 
     name: str
@@ -75,7 +83,7 @@ def net_transform(forward: ForwardPass, out: Gradients) -> None:
     """`torch.func` transforms of the whole net."""
 
     def outputs(parameters: Gradients, sample: Tensor) -> tuple[Tensor]:
-        return (forward.apply(lambda x: functional_call(forward.module, parameters, (x,)), sample),)
+        return (forward.apply(lambda x: functional_call(forward.module, parameters, (x,)), sample),)  # type: ignore[arg-type]
 
     parameters = {name: forward.module.get_parameter(name).detach() for name in out}
     found = _layer_rules.per_sample(outputs, parameters, (forward.inputs,), (forward.cotangents,))
@@ -135,7 +143,7 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
         Where no rule gives autograd's gradient, as with a net that is random in evaluation mode.
     """
     parameters = {name: forward.module.get_parameter(name) for name in names}
-    sums = torch.autograd.grad(forward.outputs.sum(), parameters.values(), retain_graph=True, allow_unused=True)
+    sums = torch.autograd.grad(forward.outputs.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
     largest = max((_size(gradient) for gradient in sums if gradient is not None), default=0.0)
     largest *= _size(forward.cotangents)
     chosen = {
@@ -212,10 +220,10 @@ class _Trial:
         }
 
 
-def autograd(outputs: Tensor, parameters: Gradients, cotangent: Tensor) -> Gradients:
+def autograd(outputs: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> Gradients:
     """Return the gradients of one linear form of `outputs`, zeros where these do not depend on a parameter."""
     found = torch.autograd.grad(
-        outputs, parameters.values(), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        outputs, list(parameters.values()), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
     )
     return {name: g.to_dense() if g.is_sparse else g for name, g in zip(parameters, found)}
 
@@ -225,7 +233,7 @@ def _size(tensor: Tensor) -> float:
     return torch.linalg.vector_norm(tensor, torch.inf).item() if tensor.numel() else 0.0
 
 
-def _groups(parameters: Gradients, rows: int) -> list[list[str]]:
+def _groups(parameters: Mapping[str, Tensor], rows: int) -> list[list[str]]:
     """Return the names in consecutive groups, each with gradients of a bounded size or a single one."""
     groups: list[list[str]] = [[]]
     size = 0

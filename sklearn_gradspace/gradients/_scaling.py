@@ -100,7 +100,10 @@ class ScaleStatistics:
 
     def __init__(self, scale: str, blocks: Sequence[Block]) -> None:
         self.scale, self.blocks = scale, tuple(blocks)
-        self._minimum = self._maximum = self._squares = self._counts = None
+        self._minimum: Tensor | None = None
+        self._maximum: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._counts: Tensor | None = None
 
     def of(self, batch) -> "ScaleStatistics":
         """Return the statistics of one batch, a GradientArray, over all of its labels."""
@@ -133,7 +136,7 @@ class ScaleStatistics:
         for name, operation in combine.items():
             mine, theirs = getattr(self, name), getattr(other, name)
             if theirs is not None:
-                setattr(self, name, theirs if mine is None else operation(mine, theirs))
+                setattr(self, name, theirs if mine is None else operation(mine, theirs))  # type: ignore[operator]
         return self
 
     def scaler(self, dtype: torch.dtype) -> Scaler:

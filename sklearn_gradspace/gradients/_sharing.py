@@ -137,7 +137,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 def _memory_order(tensor: Tensor) -> list[int]:
     """Return the axes from the largest stride to the smallest."""
-    return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 
 def _is_same(old: np.ndarray, new: np.ndarray) -> bool:

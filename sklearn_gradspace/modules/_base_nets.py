@@ -33,7 +33,18 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], n_outputs))
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Return outputs of shape (n, n_outputs) for samples of shape (n, ...)."""
+        """Return outputs of shape (n, n_outputs) for samples of shape (n, ...).
+
+        Parameters
+        ----------
+        samples : Tensor of shape (n, ...)
+            Samples.
+
+        Returns
+        -------
+        outputs : Tensor of shape (n, n_outputs)
+            Logits, or the outputs of a regressor.
+        """
         return self.layers(samples)
 
 
@@ -70,5 +81,16 @@ class GradNetCNN(nn.Module):
         self.head = nn.Linear(n_features, n_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits of shape (n, n_classes) for images of shape (n, channels, height, width)."""
+        """Return logits of shape (n, n_classes) for images of shape (n, channels, height, width).
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, channels, height, width)
+            Images.
+
+        Returns
+        -------
+        logits : Tensor of shape (n, n_classes)
+            One row an image.
+        """
         return self.head(self.features(images))

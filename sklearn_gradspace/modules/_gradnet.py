@@ -84,6 +84,16 @@ class GradNet(nn.Module):
 
         In the place of a tensor anything will do that has its products, ``linear(columns, weight, bias)`` of shape
         (n, h) for a list of slices, a weight of shape (h, number of columns) and a bias of shape (h,).
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, n_features)
+            Features of views.
+
+        Returns
+        -------
+        logits : Tensor of shape (n, n_classes)
+            One row a view.
         """
         activation = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
         hidden = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,24 +9,7 @@ from torch import Tensor
 
 from ..pathspace import ScaleGraph
 from ..pathspace._skeleton import find_skeleton
-
-
-class Entries(NamedTuple):
-    """Some entries of one parameter.
-
-    Parameters
-    ----------
-    index : tuple of Tensor
-        Where they are.
-    chain : Tensor of shape (n,)
-        The chain that a moving weight is of, and of other weights that of the unit that they read.
-    place : Tensor of shape (n,)
-        Their places among all entries of their kind.
-    """
-
-    index: tuple[Tensor, ...]
-    chain: Tensor
-    place: Tensor
+from ._parameter_units import ParameterUnits
 
 
 @dataclass(frozen=True)
@@ -36,22 +18,23 @@ class Chart:
 
     A chain is the units whose paths from the inputs share a moving weight. If rho is the value of that weight's path,
     over what it was when the chart was made, a weight's coordinate is itself times the rho of the chain of the unit it
-    reads. Tensors of chains have one entry more for what belongs to none.
+    reads. Weights that the inner optimizer does not move follow from the chains alone: moving and held ones, and one a
+    unit from which nothing leads on, whose coordinate stays. Each is its `start` times rho of `gains` over rho of
+    `reads`. Tensors of chains have one entry more for what belongs to none.
 
     Parameters
     ----------
     chain : Tensor of shape (n_units + 1,)
         The chain of each unit, `n_chains` for none.
-    skeleton : dict of str to Entries
-        By parameter, the weights that follow from the chains' numbers: first the moving ones, then those that are held.
-    frozen : dict of str to Entries
-        The weights whose coordinate stays, one a unit from which nothing leads on.
-    start, held : Tensor of shape (n_chains,) and (n_held,)
-        The moving weights when the chart was made, and the weights that are held.
+    following : dict of str to tuple of Tensor
+        By parameter, where the weights are that follow from the chains.
+    start : Tensor of shape (n_following,)
+        These weights when the chart was made, parameter by parameter.
+    gains, reads : Tensor of shape (n_following,)
+        The chain that moves each of them, of a held one that of the unit that it reads; and the chain of the unit that
+        it reads.
     value : Tensor of shape (n_chains,)
         Values of the moving weights' paths when the chart was made.
-    parent : Tensor of shape (n_chains,)
-        The chain of the unit that the moving weight reads.
     identity : Tensor of shape (n_chains,)
         Number of the moving weight among all entries.
     length : Tensor of shape (n_chains,)
@@ -60,25 +43,33 @@ class Chart:
         Products of skeleton weights to the unit read and from the unit written, when the chart was made.
     sizes : tuple of int
         Number of chains in each group of parameters.
+    raw : bool
+        Whether coordinates are the path values themselves; else they are weights, at the start, and a chain's unit of
+        length is that of the change of all weights that it moves.
     """
 
     chain: Tensor
-    skeleton: dict[str, Entries]
-    frozen: dict[str, Entries]
+    following: dict[str, tuple[Tensor, ...]]
     start: Tensor
-    held: Tensor
+    gains: Tensor
+    reads: Tensor
     value: Tensor
-    parent: Tensor
     identity: Tensor
     length: Tensor
     reading: Tensor
     writing: Tensor
     sizes: tuple[int, ...]
+    raw: bool
 
     @property
     def n_chains(self) -> int:
         """Number of chains."""
-        return len(self.start)
+        return len(self.value)
+
+    def lengths(self, units: ParameterUnits) -> tuple[Tensor | None, Tensor | None]:
+        """Return what makes coordinates of a parameter's weights, but for rho, and path values of coordinates."""
+        value = units.factor(self.reading, self.writing)
+        return (value, None) if self.raw else (None, value)
 
 
 def make_chart(graph: ScaleGraph, raw: bool, group_of: Mapping[str, int], n_groups: int, like: Tensor) -> Chart:
@@ -89,8 +80,7 @@ def make_chart(graph: ScaleGraph, raw: bool, group_of: Mapping[str, int], n_grou
     graph : ScaleGraph
         The net's scale graph.
     raw : bool
-        Whether coordinates are the path values themselves; else they are weights, at the start, and a chain's unit of
-        length is that of the change of all weights that it moves.
+        Whether coordinates are the path values themselves.
     group_of : dict of str to int
         Number of each parameter's group; chains are ordered by it.
     n_groups : int
@@ -117,36 +107,37 @@ def make_chart(graph: ScaleGraph, raw: bool, group_of: Mapping[str, int], n_grou
     moved = skeleton.moving >= 0
     chain[moved] = sorter[np.searchsorted(identity, skeleton.moving[moved], sorter=sorter)]
 
-    def entries(which: np.ndarray, chains: np.ndarray) -> dict[str, Entries]:
-        of_parameter, found = np.searchsorted(offsets, which, side="right") - 1, {}
-        for i in np.unique(of_parameter):
-            here = np.flatnonzero(of_parameter == i)
-            index = np.unravel_index(which[here] - offsets[i], parameters[names[i]].shape)
-            index = tuple(_like(along, like, int) for along in index)
-            found[names[i]] = Entries(index, _like(chains[here], like, int), _like(here, like, int))
-        return found
-
     owner = np.zeros(n_chains, int)  # the unit that the moving weight leads to
     is_owner = moved & (skeleton.entry_in == skeleton.moving)
     owner[chain[is_owner]] = np.flatnonzero(is_owner)
     ends, onward = skeleton.ends & ~skeleton.dead, (skeleton.entry_out >= 0) & ~skeleton.dead
-    held = skeleton.entry_out[onward]
+    held, stays = skeleton.entry_out[onward], skeleton.entry_in[ends]
     start = skeleton.weight_in[owner]
     value = skeleton.products_in[skeleton.unit_in[owner]] * start * skeleton.products_out[owner]
     length = value if raw else np.sqrt(start**2 + _moved_squares(graph, parameters, chain, held, n_chains))
+
+    following = np.concatenate([identity, held, stays])
+    order = np.argsort(following)
+    of_parameter, where = np.searchsorted(offsets, following[order], side="right") - 1, {}
+    for i in np.unique(of_parameter):
+        index = np.unravel_index(following[order][of_parameter == i] - offsets[i], parameters[names[i]].shape)
+        where[names[i]] = tuple(_like(along, like, int) for along in index)
+    starts = np.concatenate([start, skeleton.weight_out[onward], skeleton.weight_in[ends]])
+    gains = np.concatenate([np.arange(n_chains), chain[onward], np.full(len(stays), n_chains)])
+    reads = np.concatenate([chain[skeleton.unit_in[owner]], chain[onward], chain[skeleton.unit_in[ends]]])
     return Chart(
         _like(chain, like, int),
-        entries(np.concatenate([identity, held]), np.concatenate([np.arange(n_chains), chain[onward]])),
-        entries(skeleton.entry_in[ends], chain[skeleton.unit_in[ends]]),
-        _like(start, like),
-        _like(skeleton.weight_out[onward], like),
+        where,
+        _like(starts[order], like),
+        _like(gains[order], like, int),
+        _like(reads[order], like, int),
         _like(value, like),
-        _like(chain[skeleton.unit_in[owner]], like, int),
         _like(identity, like, int),
         _like(length, like),
         _like(skeleton.products_in, like),
         _like(skeleton.products_out, like),
         tuple(np.bincount(group, minlength=n_groups).tolist()),
+        raw,
     )
 
 

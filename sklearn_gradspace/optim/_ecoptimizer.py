@@ -1,5 +1,6 @@
 """ECOptimizer: any torch optimizer, in the equivalent-class space of a ReLU net."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -129,13 +130,17 @@ class ECOptimizer(torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a class of optimizers, such as torch.optim.SGD, got {optimizer!r}.")
         if issubclass(optimizer, _NOT_BY_ENTRY):
             raise ValueError(f"{optimizer.__name__} does not move weights entry by entry: use SGD, Adam or the like.")
-        for name, value in (("method", method), ("init", init), ("units", units)):
-            if value not in _CHOICES[name]:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
-        if method != "path" and (units != "q" or path_penalty):
-            raise ValueError('units and path_penalty are about path values: use method="path".')
-        if path_penalty < 0 or balance_every < 1 or chart_every < 1:
-            raise ValueError("path_penalty must not be negative, and balance_every and chart_every must be 1 or more.")
+        for name, choice in (("method", method), ("init", init), ("units", units)):
+            if choice not in _CHOICES[name]:
+                raise ValueError(f"{name}={choice!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
+        for name, given, default in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
+            if method != "path" and given != default:
+                raise ValueError(f'{name}={given!r} is about path values: use method="path".')
+        for name, value, least in (
+            ("path_penalty", path_penalty, 0), ("balance_every", balance_every, 1), ("chart_every", chart_every, 1)
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"{name}={value!r} must be {least} or more.")
         graph = module_or_graph if isinstance(module_or_graph, ScaleGraph) else scale_graph(module_or_graph)
         if params is None:
             params = [parameter for parameter in graph.module.parameters() if parameter.requires_grad]
@@ -158,7 +163,8 @@ class ECOptimizer(torch.optim.Optimizer):
         plain = [{name: group[name] for name in group if name != "param_names"} for group in self.param_groups]
         plain = [dict(group, params=[*group["params"], *chain]) for group, chain in zip(plain, chains, strict=True)]
         self.inner = optimizer(plain, **kwargs)
-        self._method, self._space, self._starts = method, None, method is not None
+        self._method, self._starts = method, method is not None
+        self._space: PathSteps | Balancing | None = None
         if method == "path":
             self._space = PathSteps(self.graph, self.inner, units == "raw", path_penalty, chart_every)
         elif method == "balanced":
@@ -215,10 +221,13 @@ class ECOptimizer(torch.optim.Optimizer):
             return True
         if gradients[0].is_cuda and all(group.get("fused") for group in self.inner.param_groups):
             largest = torch.stack(torch._foreach_norm(gradients, torch.inf))
-            self.inner.found_inf = (~largest.isfinite().all()).float()  # fused optimizers skip the step on the device
+            # Fused optimizers skip the step on the device.
+            self.inner.found_inf = (~largest.isfinite().all()).float()  # type: ignore[attr-defined]
             return True
-        total = sum(gradient.sum() for gradient in gradients)  # which may overflow, but is ten times as fast
-        return bool(total.isfinite()) or all(bool(gradient.isfinite().all()) for gradient in gradients)
+        total = torch.stack(
+            [gradient.sum() for gradient in gradients]
+        ).sum()  # which may overflow, but is ten times as fast
+        return math.isfinite(total) or all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     def _take_canonical_twin(self) -> None:
         scales = canonical_scales(self.graph)

@@ -4,14 +4,15 @@ Weights become coordinates of a `Chart`, and their gradients those of the coordi
 inner optimizer moves the coordinates; weight allocation makes weights of them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..pathspace import ScaleGraph
-from ._chart import Chart, Entries, make_chart
-from ._parameter_units import ParameterUnits, parameter_units
+from ._chart import Chart, make_chart
+from ._parameter_units import parameter_units
 from ._state import clear_state, replace_state, rescale_state
 
 _LARGEST_STEP = 2.0  # by which a step may multiply or divide a chain's ratio: it never changes its sign
@@ -19,32 +20,17 @@ _SAFE_RATIO = 2.0  # beyond which a new chart is made
 _LARGEST_RATIO = 4.0  # beyond which no ratio goes, until there is one
 
 
-@dataclass(frozen=True)
-class _Coordinates:
-    """What makes coordinates of a parameter's weights: the ratio of the chain of the unit read, times a length.
+class _Coordinates(NamedTuple):
+    """A parameter whose coordinates are not its weights: they are these times rho of chains, times a length.
 
-    `chain` and `length`, and `to_value`, which makes path values of coordinates, are broadcastable to the parameter's
-    shape, or None where they are 1.
+    All are broadcastable to the parameter's shape; `length`, and `to_value`, which makes path values of coordinates,
+    are None where they are 1.
     """
 
     parameter: nn.Parameter
-    chain: Tensor | None
+    chain: Tensor
     length: Tensor | None
     to_value: Tensor | None
-
-    @classmethod
-    def of(cls, units: ParameterUnits, chart: Chart, raw: bool) -> "_Coordinates":
-        chain, value = None, units.factor(chart.reading, chart.writing)
-        if units.read is not None and bool((chart.chain[units.read] < chart.n_chains).any()):
-            chain = chart.chain[units.read]
-        return cls(units.parameter, chain, *((value, None) if raw else (None, value)))
-
-    def factor(self, ratio: Tensor) -> Tensor | None:
-        """Return what weights are multiplied by; `ratio` has an entry more for what is in no chain."""
-        if self.chain is None:
-            return self.length
-        factor = ratio[self.chain].to(self.parameter.dtype)
-        return factor if self.length is None else factor * self.length
 
 
 def chain_coordinates(graph: ScaleGraph) -> Tensor:
@@ -80,7 +66,9 @@ class PathSteps:
         self._like = torch.empty_like(self._chains[0])
         group_of = {id(parameter): i for i, group in enumerate(inner.param_groups) for parameter in group["params"]}
         self._group_of = {name: group_of.get(id(parameter), 0) for name, parameter in self._parameters.items()}
-        self._n_steps, self._chart, self._versions = 0, None, None
+        self._n_steps = 0
+        self._chart: Chart | None = None
+        self._versions: list[int] | None = None
 
     def step(self) -> None:
         """Let the inner optimizer make its step."""
@@ -88,84 +76,87 @@ class PathSteps:
             self._first_chart()
         elif self._versions not in (None, self._seen()):  # weights were changed from outside
             self._renew()
-        chart, ratio = self._chart, self._ratio[:-1]
-        self._set_chain_gradients()
         gradients = self._to_coordinates()
-        frozen = {name: self._parameters[name][entries.index] for name, entries in chart.frozen.items()}
         self._inner.step()
-        for parameter, gradient in [*gradients, *((coordinates, None) for coordinates in self._chains)]:
+        for parameter, gradient in gradients:
             parameter.grad = gradient
-        after = torch.cat(self._chains) / chart.length
-        after = torch.where(after.isfinite(), after, ratio).clamp(ratio / _LARGEST_STEP, ratio * _LARGEST_STEP)
-        after = after.clamp(1 / _LARGEST_RATIO, _LARGEST_RATIO)
-        self._set_ratio(after)
-        self._to_weights(frozen)
+        change = torch.cat(self._chains).div_(self._at).nan_to_num_(1.0, 1.0, 1.0)
+        self._ratio[:-1].mul_(change.clamp_(1 / _LARGEST_STEP, _LARGEST_STEP)).clamp_(
+            1 / _LARGEST_RATIO, _LARGEST_RATIO
+        )
+        self._follow_ratio()
+        self._to_weights()
         self._n_steps += 1
-        if self._n_steps % self._every == 0 and ((after > _SAFE_RATIO) | (after < 1 / _SAFE_RATIO)).any():
+        if self._n_steps % self._every == 0 and self._is_far():
             self._renew()
         self._versions = self._seen()
 
+    def _is_far(self) -> bool:
+        return bool(((self._ratio > _SAFE_RATIO) | (self._ratio < 1 / _SAFE_RATIO)).any())
+
     def _seen(self) -> list[int]:
-        return [self._parameters[name]._version for name in self._chart.skeleton]
+        return [self._parameters[name]._version for name in self._chart.following]
 
     def __getstate__(self) -> dict:
         return vars(self) | {"_versions": None}  # copies of weights have versions of their own
 
-    def _set_chain_gradients(self) -> None:
-        """Inverse chain rule: a chain's gradient, from w dL/dw of the weights that it moves."""
-        chart, ratio = self._chart, self._ratio[:-1]
-        total = torch.zeros_like(self._ratio)
-        for of in self._coordinates:
-            if of.chain is not None and of.parameter.grad is not None:
-                products = (of.parameter * of.parameter.grad).sum_to_size(of.chain.shape).flatten()
-                total.index_add_(0, of.chain.flatten(), products.to(total.dtype), alpha=-1)
-        for name, entries in chart.skeleton.items():  # those that are held were subtracted with the others
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                total.index_add_(
-                    0, entries.chain, gradient[entries.index].to(total.dtype) * self._weights[entries.place]
-                )
-        gradient = total[:-1] / ratio
-        if self._penalty:
-            gradient += 2 * self._penalty * ratio * chart.value**2
-        for coordinates, part in zip(self._chains, (gradient / chart.length).split(chart.sizes), strict=True):
-            coordinates.grad = part
+    def _to_coordinates(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Inverse chain rule: make coordinates of weights, and of their gradients.
 
-    def _to_coordinates(self) -> list[tuple[Tensor, Tensor]]:
-        """Make coordinates of weights, and of their gradients; return the gradients, which are put back afterwards."""
-        gradients = []
-        for of in self._coordinates:
-            parameter, gradient, factor = of.parameter, of.parameter.grad, of.factor(self._ratio)
-            if factor is not None:
+        Returns
+        -------
+        gradients : list of tuple
+            Parameters, and the gradients that are put back afterwards.
+        """
+        gradients: list[tuple[Tensor, Tensor | None]] = [(coordinates, None) for coordinates in self._chains]
+        shares = [self._like]  # w dL/dw: of single weights, and summed up over those that a ratio divides
+        for name, index in self._chart.following.items():
+            gradient = self._parameters[name].grad
+            shares.append(self._like.new_zeros(len(index[0])) if gradient is None else gradient[index])
+        for (parameter, chain, _, to_value), factor in zip(self._coordinates, self._factors, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                shares.append(self._like.new_zeros(chain.numel()))
                 parameter.mul_(factor)
-            if gradient is None or (factor is None and not self._penalty):
                 continue
-            parameter.grad = gradient.clone() if factor is None else gradient / factor
+            shares.append((parameter * gradient).sum_to_size(chain.shape).view(-1))
+            parameter.mul_(factor)
+            parameter.grad = gradient / factor
             if self._penalty:
-                values = parameter if of.to_value is None else parameter * of.to_value**2
+                values = parameter if to_value is None else parameter * to_value**2
                 parameter.grad.add_(values, alpha=2 * self._penalty)
             gradients.append((parameter, gradient))
+        all_shares = torch.cat(shares).to(self._like.dtype).mul_(self._weights)
+        of_chains = torch.zeros_like(self._ratio).index_add_(0, self._gains, all_shares)[:-1]
+        if self._penalty:
+            of_chains += 2 * self._penalty * (self._ratio[:-1] * self._chart.value) ** 2
+        for coordinates, part in zip(self._chains, self._parts(of_chains.div_(self._at)), strict=True):
+            coordinates.grad = part
         return gradients
 
-    def _to_weights(self, frozen: dict[str, Tensor]) -> None:
+    def _to_weights(self) -> None:
         """Weight allocation."""
-        for name, entries in self._chart.frozen.items():
-            self._parameters[name][entries.index] = frozen[name]
-        for of in self._coordinates:
-            factor = of.factor(self._ratio)
-            if factor is not None:
-                of.parameter.div_(factor)
-        for name, entries in self._chart.skeleton.items():
+        for of, factor in zip(self._coordinates, self._factors, strict=True):
+            of.parameter.div_(factor)
+        following = self._chart.following
+        for (name, index), weights in zip(following.items(), self._weights.split(self._sizes)):
             parameter = self._parameters[name]
-            parameter[entries.index] = self._weights[entries.place].to(parameter.dtype)
+            parameter.index_put_(index, weights.to(parameter.dtype))
 
-    def _set_ratio(self, ratio: Tensor) -> None:
-        """Set the chains' coordinates, and the skeleton's weights that follow from them."""
-        chart, one = self._chart, ratio.new_ones(1)
-        for coordinates, part in zip(self._chains, (ratio * chart.length).split(chart.sizes), strict=True):
+    def _follow_ratio(self) -> None:
+        """Set the chains' coordinates, the weights that follow from them, and what weights are multiplied by."""
+        self._at = self._ratio[:-1] * self._chart.length
+        for coordinates, part in zip(self._chains, self._parts(self._at), strict=True):
             coordinates.copy_(part)
-        self._ratio = torch.cat([ratio, one])
-        self._weights = torch.cat([chart.start * ratio / self._ratio[chart.parent], chart.held])
+        gains, reads, *factors = self._ratio.index_select(0, self._gathered).split(self._gathered_sizes)
+        self._weights = (gains / reads).mul_(self._start)
+        self._factors = []
+        for (parameter, chain, length, _), factor in zip(self._coordinates, factors, strict=True):
+            factor = factor.view(chain.shape).to(parameter.dtype)
+            self._factors.append(factor if length is None else factor * length)
+
+    def _parts(self, of_chains: Tensor) -> tuple[Tensor, ...]:
+        return (of_chains,) if len(self._chains) == 1 else of_chains.split(self._chart.sizes)
 
     def _first_chart(self) -> None:
         chart = self._new_chart()
@@ -176,20 +167,32 @@ class PathSteps:
     def _new_chart(self) -> Chart:
         return make_chart(self._graph, self._raw, self._group_of, len(self._chains), self._like)
 
-    def _set_chart(self, chart: Chart) -> None:
-        self._chart = chart
-        self._coordinates = [_Coordinates.of(units, chart, self._raw) for units in self._units]
+    def _set_chart(self, chart: Chart, ratio: Tensor | float = 1.0) -> None:
+        self._chart, self._coordinates = chart, []
+        none = torch.full((1,), chart.n_chains, device=self._like.device)
+        for units in self._units:
+            chain = none if units.read is None else chart.chain[units.read]
+            if chart.raw or self._penalty or bool((chain < chart.n_chains).any()):
+                self._coordinates.append(_Coordinates(units.parameter, chain, *chart.lengths(units)))
+        # What a ratio divides takes part as one weight of -1 for each unit that is read.
+        chains = [of.chain.flatten() for of in self._coordinates]
+        self._gains = torch.cat([chart.gains, *chains])
+        self._start = torch.cat([chart.start, chart.start.new_full((len(self._gains) - len(chart.start),), -1.0)])
+        self._gathered = torch.cat([self._gains, chart.reads, *chains, *chains])
+        self._gathered_sizes = [len(self._gains), len(self._gains), *map(len, chains)]
+        self._sizes = [*(len(index[0]) for index in chart.following.values()), sum(map(len, chains))]
         for coordinates, size in zip(self._chains, chart.sizes, strict=True):
             coordinates.data = self._like.new_empty(size)
-        self._set_ratio(torch.ones_like(chart.start))
+        self._ratio = self._like.new_ones(chart.n_chains + 1)
+        self._ratio[:-1] = ratio
+        self._follow_ratio()
 
     def _renew(self) -> None:
         """Go on in a new chart; the inner optimizer's state comes along, but for weights that were no coordinates."""
-        old, before = self._chart, [of.factor(self._ratio) for of in self._coordinates]
-        old_length = torch.cat([old.length * self._ratio[:-1], self._ratio[-1:]])
-        for entries_of in (old.skeleton, old.frozen):
-            for name, entries in entries_of.items():
-                clear_state(self._inner, self._parameters[name], entries.index)
+        old, before = self._chart, self._factor_of()
+        old_length = torch.cat([self._at, self._ratio[-1:]])
+        for name, index in old.following.items():
+            clear_state(self._inner, self._parameters[name], index)
         new, first = self._new_chart(), 0
         parts = zip(self._chains, old.sizes, new.identity.split(new.sizes), new.length.split(new.sizes), strict=True)
         for coordinates, old_size, identity, length in parts:
@@ -198,21 +201,19 @@ class PathSteps:
             replace_state(self._inner, coordinates, kept, length / old_length[first + kept])
             first += old_size
         self._set_chart(new)
-        for of, factor in zip(self._coordinates, before, strict=True):
-            after = of.factor(self._ratio)
-            if factor is not None or after is not None:
-                rescale_state(
-                    self._inner, of.parameter, (1 if after is None else after) / (1 if factor is None else factor)
-                )
+        after = self._factor_of()
+        for parameter in before | after:
+            rescale_state(self._inner, parameter, after.get(parameter, 1) / before.get(parameter, 1))
+
+    def _factor_of(self) -> dict[nn.Parameter, Tensor]:
+        return {of.parameter: factor for of, factor in zip(self._coordinates, self._factors, strict=True)}
 
     def state_dict(self) -> dict:
         """Return what a resumed training needs."""
         chart = None
         if self._chart is not None:
             chart = {field.name: getattr(self._chart, field.name) for field in fields(Chart)}
-            for kind in ("skeleton", "frozen"):
-                chart[kind] = {name: tuple(entries) for name, entries in chart[kind].items()}
-            chart["ratio"] = self._ratio[:-1]
+            chart["ratio"] = self._ratio[:-1].clone()
         return {"n_steps": self._n_steps, "chart": chart}
 
     def load_state_dict(self, state: dict) -> None:
@@ -220,11 +221,8 @@ class PathSteps:
         self._n_steps, self._chart, self._versions = state["n_steps"], None, None
         if state["chart"] is not None:
             chart = {name: self._here(value) for name, value in state["chart"].items()}
-            for kind in ("skeleton", "frozen"):
-                chart[kind] = {name: Entries(*entries) for name, entries in chart[kind].items()}
             ratio = chart.pop("ratio")
-            self._set_chart(Chart(**chart))
-            self._set_ratio(ratio)
+            self._set_chart(Chart(**chart), ratio)
 
     def _here(self, value):
         return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._like.device), value)

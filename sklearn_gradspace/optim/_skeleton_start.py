@@ -28,7 +28,7 @@ def set_skeleton_to_one(graph: ScaleGraph, others: float = 1.0) -> None:
         if parameter.ndim > 1:
             n_first, n_second, *taps = parameter.shape
             i = torch.arange(max(n_first, n_second), device=parameter.device)
-            parameter[(i % n_first, i % n_second, *(n // 2 for n in taps))] = 1
+            parameter[(i % n_first, i % n_second, *(n // 2 for n in taps))] = 1  # type: ignore[index]
 
 
 def set_near_identity(graph: ScaleGraph) -> None:

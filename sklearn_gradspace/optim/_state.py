@@ -24,7 +24,7 @@ _POWERS = {
 }
 
 
-def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: Tensor) -> None:
+def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: Tensor | float) -> None:
     """Carry the state of `parameter` along, which was multiplied by `factor`, broadcastable to its shape."""
     state = optimizer.state.get(parameter, {})
     for name, value in state.items():

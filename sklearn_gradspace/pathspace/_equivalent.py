@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ._balance import canonical_scales
-from ._graph import ScaleGraph, check_module, graph_of, scale_graph
+from ._graph import ScaleGraph, check_module, difference_of, graph_of, scale_graph
 from ._trace import trace, unwrapped
 
 
@@ -38,6 +38,9 @@ def equivalent(module_a: nn.Module, module_b: nn.Module, rtol: float = 1e-5) -> 
     >>> equivalent(net, rescale(copy.deepcopy(net), [0.1, 2, 30]))
     True
     """
+    difference = difference_of(*(unwrapped(check_module(module)) for module in (module_a, module_b)))
+    if difference:
+        raise ValueError(f"module_a and module_b differ: the parameter {difference}.")
     graph_a = scale_graph(module_a)
     graph_b = graph_of(module_b, graph_a)
     if _operations(module_a) != _operations(module_b):

@@ -30,6 +30,14 @@ class Edges(NamedTuple):
         Numbers of units, broadcastable to the parameter's shape.
     constant : bool
         Whether it is read from the constant, as a bias is.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import scale_graph
+    >>> edges = scale_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))).edges["0.weight"]
+    >>> edges.write.flatten().tolist(), edges.read.flatten().tolist()  # three units, and the root
+    ([1, 2, 3], [0, 0])
     """
 
     write: Tensor
@@ -48,6 +56,14 @@ class Pin(NamedTuple):
         Why it does.
     n_channels : int
         Number of channels that come into it.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import scale_graph
+    >>> graph = scale_graph(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
+    >>> graph.n_units, graph.pinned[0].layer, graph.pinned[0].n_channels
+    (0, '1', 3)
     """
 
     layer: str
@@ -74,6 +90,14 @@ class ScaleGraph:
         that.
     pinned : tuple of Pin
         What keeps units from being rescaled, and why.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import scale_graph
+    >>> graph = scale_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
+    >>> graph.n_params, graph.n_units, graph.dimension
+    (13, 3, 10)
     """
 
     module: nn.Module = field(repr=False)
@@ -175,7 +199,18 @@ class ScaleGraph:
         )
 
     def touching(self, names) -> Tensor:
-        """Return which units the parameters called `names` write or read, bool of shape (n_units,)."""
+        """Return which units the parameters called `names` write or read, bool of shape (n_units,).
+
+        Parameters
+        ----------
+        names : iterable of str
+            Names of parameters.
+
+        Returns
+        -------
+        touched : Tensor of bool of shape (n_units,)
+            Whether one of them writes or reads the unit.
+        """
         touched = torch.zeros(self.n_units + 1, dtype=torch.bool)
         for name in names:
             touched[self.edges[name].write.flatten()] = touched[self.edges[name].read.flatten()] = True
@@ -251,7 +286,9 @@ class _GraphDomain:
     fill = torch.zeros((), dtype=torch.long)
 
     def __init__(self, module: nn.Module) -> None:
-        self.units, self.edges, self.statistics = _Units(), {}, {}
+        self.units = _Units()
+        self.edges: dict = {}
+        self.statistics: dict = {}
         self.approximate: set[int] = set()
         self.pins: list[Pin] = []
         self._normalised: dict[str, Tensor] = {}
@@ -357,7 +394,8 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     ----------
     module : Module
         The net, traced by torch.fx in the mode that it is in; it is neither run nor changed. A matrix, or a batch of
-        sequences whose last axis is the features', goes into its linear layers.
+        sequences whose last axis is the features', goes into its linear layers. ``x.view(-1, k)`` is taken to flatten
+        each sample, unless k is the number of channels.
 
     Returns
     -------
@@ -412,16 +450,17 @@ def graph_of(module: nn.Module, graph: ScaleGraph | None) -> ScaleGraph:
     if not isinstance(graph, ScaleGraph):
         raise TypeError(f"graph must be a ScaleGraph, got {type(graph).__name__}.")
     module = unwrapped(module)
-    parameters = {name: parameter.shape for name, parameter in module.named_parameters()}
-    own = {name: parameter.shape for name, parameter in graph.module.named_parameters()}
-    if parameters != own:
-        name = next(iter(name for name in [*own, *parameters] if own.get(name) != parameters.get(name)))
-        raise ValueError(
-            f"graph is of another module: its parameter {name!r} has the shape {_shape(own.get(name))}, "
-            f"the module's {_shape(parameters.get(name))}. Make it by scale_graph(module)."
-        )
+    difference = difference_of(graph.module, module)
+    if difference:
+        raise ValueError(f"graph is of another module: the parameter {difference}. Make it by scale_graph(module).")
     return graph if module is graph.module else replace(graph, module=module)
 
 
-def _shape(shape) -> str:
-    return "none, it is missing" if shape is None else str(tuple(shape))
+def difference_of(first: nn.Module, second: nn.Module) -> str:
+    """Return the first parameter that is missing in one, or has different shapes; nothing if there is none."""
+    shapes, others = ({name: tuple(p.shape) for name, p in net.named_parameters()} for net in (first, second))
+    for name in [*shapes, *others]:
+        if shapes.get(name) != others.get(name):
+            one, other = (f"of shape {of[name]}" if name in of else "missing" for of in (shapes, others))
+            return f"{name!r} is {one} in the first and {other} in the second"
+    return ""

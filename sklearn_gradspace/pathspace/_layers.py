@@ -51,7 +51,7 @@ def _with_taps(layer, reads: Tensor, writes: Tensor) -> Geometry:
     return Geometry(layer.in_channels, layer.out_channels, reads, writes, layer.weight.ndim)
 
 
-WEIGHTED = {
+WEIGHTED = {  # type: ignore[misc]
     nn.Linear: _linear,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed_convolution),

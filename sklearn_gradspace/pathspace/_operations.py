@@ -54,7 +54,8 @@ def interpret(module: nn.Module, domain: Domain) -> set[str]:
         What it is run on. All that reaches the output is pinned, at the place called "output".
     """
     graph, opaque = trace(module)
-    modules, values, elsewhere = dict(module.named_modules()), {}, set()
+    modules, elsewhere = dict(module.named_modules()), set()
+    values: dict = {}
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         given = _values((args, kwargs))
@@ -86,7 +87,7 @@ def _run(node: fx.Node, domain: Domain, modules, opaque, args, kwargs):
             raise Unsupported(opaque[node.target])
         operation = partial(_run_layer, where=node.target, layer=modules[node.target])
     else:
-        operation = (OPERATIONS if node.op == "call_function" else METHODS).get(node.target)
+        operation = (OPERATIONS if node.op == "call_function" else METHODS).get(node.target)  # type: ignore[assignment]
         if operation is None:
             raise Unsupported("it is not known to commute with rescaling")
     try:
@@ -106,7 +107,7 @@ def _layer_of(node: fx.Node) -> str:
     return next(reversed(stack), "") or "forward"
 
 
-def _run_layer(domain: Domain, value: Value = None, *args, where: str, layer: nn.Module, **kwargs) -> Value:
+def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, layer: nn.Module, **kwargs) -> Value:
     kind = type(layer)
     if not isinstance(value, Value) or getattr(layer, "return_indices", False):
         raise Unsupported("it takes or gives more than one tensor")
@@ -175,10 +176,7 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
     first, second = values
     if first.is_root and second.is_root:
         return first
-    if first.is_root or second.is_root:
-        root, other = (first, second) if first.is_root else (second, first)
-        filled = replace(other, pieces=tuple(p if p is None else domain.fill.expand(len(p)) for p in other.pieces))
-        first, second = (filled, other) if root is first else (other, filled)
+    first, second = (_filled(domain, *pair) if pair[0].is_root else pair[0] for pair in (values, values[::-1]))
     if (first.axis, first.flat, len(first.pieces)) != (second.axis, second.flat, len(second.pieces)):
         raise Unsupported("it adds tensors whose channels lie differently")
     pieces = []
@@ -187,6 +185,10 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
             raise Unsupported("it adds tensors whose channels lie differently")
         pieces.append(domain.merged(one, domain.times(other, alpha)))
     return replace(first, pieces=tuple(pieces), ndim=first.ndim or second.ndim)
+
+
+def _filled(domain: Domain, root: Value, like: Value) -> Value:
+    return replace(like, pieces=tuple(p if p is None else domain.fill.expand(len(p)) for p in like.pieces))
 
 
 def _product(domain: Domain, first: Any, second: Any, *, inverse: bool = False) -> Value:
@@ -216,9 +218,7 @@ def _split(domain: Domain, value: Value, sizes, dim: int = 0):
 
 
 def _chunk(domain: Domain, value: Value, chunks: int, dim: int = 0):
-    return (
-        value.split(max(1, math.ceil(len(value.channels) / chunks)), dim) if not value.is_root else value.split(1, dim)
-    )
+    return value.split(max(1, math.ceil(len(value.channels) / chunks)), dim)
 
 
 def _item(domain: Domain, value: Any, index: Any):
@@ -228,14 +228,9 @@ def _item(domain: Domain, value: Any, index: Any):
         return PLAIN
     if value.is_root:
         return value
-    whole = slice(None)
-    if (
-        isinstance(index, tuple)
-        and len(index) > 1
-        and value.axis == (1 if value.ndim and value.ndim > 2 else value.axis)
-    ):
+    if isinstance(index, tuple) and len(index) > 1 and value.is_channel_axis(1):
         rows, columns, *rest = index
-        if rows == whole and isinstance(columns, slice) and all(part == whole for part in rest):
+        if isinstance(columns, slice) and all(part == slice(None) for part in (rows, *rest)):
             return replace(value.as_matrix(), pieces=(value.channels[columns],))
     raise Unsupported("it takes a part of a tensor")
 
@@ -245,7 +240,7 @@ def _flatten(domain: Domain, value: Value, start_dim: int = 0, end_dim: int = -1
 
 
 def _view(domain: Domain, value: Value, *shape) -> Value:
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape  # type: ignore[assignment]
     rows = len(shape) == 2 and shape[0] == -1 and value.ndim != 2 and None not in value.pieces and not value.flat
     if rows and shape[1] == len(value.channels):
         raise Unsupported("rows of as many columns as there are channels may be of positions")

@@ -57,6 +57,15 @@ def basis_path_norm(module: nn.Module, graph: ScaleGraph | None = None) -> float
     -------
     norm : float
         The same for all rescaled twins.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import basis_path_norm, rescale
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> before, after = basis_path_norm(net), basis_path_norm(rescale(net, [0.1, 2, 30]))
+    >>> abs(after / before - 1) < 1e-5
+    True
     """
     graph = graph_of(module, graph)
     values, skeleton = _canonical_path_values(graph)
@@ -127,7 +136,8 @@ def path_norm(module: nn.Module) -> float:
     ----------
     module : Module
         The net. Paths go through channels: of a convolution each tap counts once, whatever the number of positions.
-        Behind a batch norm paths start anew. A bias is a weight from an input of its own.
+        Behind a batch norm paths start anew. A bias is a weight from an input of its own, and what is computed from
+        inputs without weights is an input, too.
 
     Returns
     -------
@@ -143,6 +153,16 @@ def path_norm(module: nn.Module) -> float:
     ----------
     .. [1] B. Neyshabur, R. Salakhutdinov, N. Srebro. "Path-SGD: Path-normalized optimization in deep neural networks".
        NeurIPS 2015.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_gradspace.pathspace import path_norm
+    >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    >>> _ = torch.nn.utils.vector_to_parameters(torch.tensor([3.0, 4.0, 2.0]), net.parameters())
+    >>> path_norm(net)  # of the paths 3 * 2 and 4 * 2
+    10.0
     """
     domain = _NormDomain()
     interpret(unwrapped(check_module(module)), domain)

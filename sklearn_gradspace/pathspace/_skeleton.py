@@ -4,6 +4,7 @@ A path that takes a single weight outside the skeleton, or none, is a basis path
 products of skeleton weights from an input to the unit read, and from the unit written to an output.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,7 +87,7 @@ class Skeleton:
         return moving
 
 
-def find_skeleton(graph: ScaleGraph, weights: dict[str, Tensor]) -> Skeleton:
+def find_skeleton(graph: ScaleGraph, weights: Mapping[str, Tensor]) -> Skeleton:
     """Return the skeleton of the largest weights.
 
     Parameters
@@ -133,7 +134,7 @@ def _tree(start, end, size, allowed, n: int) -> tuple[np.ndarray, tuple[np.ndarr
 
 
 @torch.no_grad()
-def _candidates(graph: ScaleGraph, weights: dict[str, Tensor]) -> tuple[np.ndarray, ...]:
+def _candidates(graph: ScaleGraph, weights: Mapping[str, Tensor]) -> tuple[np.ndarray, ...]:
     """Return the unit written, the unit read, size, weight, entry and whether constant: of the taps between two units
     the largest."""
     parts, offset = [], 0

@@ -65,6 +65,7 @@ def trace(module: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     except Exception as error:
         raise ValueError(
             f"the scale graph of {type(module).__name__} cannot be found, since torch.fx cannot trace its forward: "
-            f"{str(error).splitlines()[0]} Put what depends on the data into a submodule, whose units are then pinned, "
-            "or hand the graph over by ScaleGraph.from_edges."
+            f"{str(error).splitlines()[0].rstrip('.')}. Put what depends on the data into a submodule, whose units are "
+            "then pinned, or make the graph by ScaleGraph.from_edges and hand it over: it takes the net's place, and "
+            "estimators take a function by graph=."
         ) from error

@@ -55,7 +55,7 @@ class Value:
             return fill.expand(n)
         if holes > 1 or (holes and (self.flat or known > n)):
             raise Unsupported("what it reads are rescaled and other columns, of which it is not known which are which")
-        hole = fill.expand(n - known)
+        hole = fill.expand(max(0, n - known))
         entries = torch.cat([hole if piece is None else piece for piece in self.pieces])
         if len(entries) == n:
             return entries

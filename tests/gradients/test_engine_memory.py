@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from asserts import assert_close
 from cases import BY_NAME
 
-from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, _engine
+from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, _engine, _memory
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -35,7 +36,7 @@ def limited(monkeypatch, step, most, error):
         return original(self, first, *args)
 
     monkeypatch.setattr(GradientEngine, step, wrapper)
-    monkeypatch.setattr(_engine.gc, "collect", lambda: 0)  # which takes a while
+    monkeypatch.setattr(_memory.gc, "collect", lambda: 0)  # which takes a while
     return seen
 
 
@@ -46,6 +47,7 @@ def make(name, device):
     return engine, X, engine(X)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:memory ran out")
 CUDA = ERRORS["cuda"]
 STEPS = [("mlp of two layers", "forward", error) for error in ERRORS.values()]
 STEPS += [(name, step, CUDA) for name in ("conv2d twice", "transformer") for step in ("forward", "write")]
@@ -73,6 +75,16 @@ def test_fewer_rows_are_taken_from_there_on(most, batch_size, expected, device, 
     seen = limited(monkeypatch, "forward", most, CUDA)
     list(engine.parts(X, batch_size=batch_size))
     assert seen == expected
+
+
+def test_a_warning_says_so(device, monkeypatch):
+    engine, X, _ = make("mlp of two layers", device)
+    limited(monkeypatch, "forward", 5, CUDA)
+    with pytest.warns(RuntimeWarning, match=rf"memory ran out on {device} with 10 rows at a time: 5 are taken"):
+        engine(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine(X)
 
 
 def test_what_was_computed_is_not_computed_again(device, monkeypatch):

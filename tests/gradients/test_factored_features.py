@@ -47,7 +47,7 @@ def test_products_and_derivatives_are_those_of_the_formed(name, scale, labels, d
     for factored in (True, False):
         w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
         if factored:
-            product = torch.cat([part.linear(columns, w, b) for part in array.factored(labels)])
+            product = torch.cat(list(array.factored(lambda part, w=w, b=b: part.linear(columns, w, b), labels)))
         else:
             product = torch.cat([formed[..., c] for c in columns], 2).flatten(0, 1) @ w.T + b
         product.backward(upstream)
@@ -61,7 +61,8 @@ def test_nothing_is_recorded_without_gradients(device):
     block = array.blocks[0]
     weight = torch.ones(2, block.size, dtype=torch.float64, device=array.compute_device, requires_grad=True)
     with torch.no_grad():
-        assert not next(array.factored()).linear([block.slice], weight, weight[:, 0]).requires_grad
+        part = next(array.factored(lambda of: of.linear([block.slice], weight, weight[:, 0])))
+        assert not part.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,8 @@ def test_nothing_is_recorded_without_gradients(device):
 )  # fmt: skip
 def test_other_features_are_not_factored(options):
     array = make("mlp of three layers", **options)
-    assert array.factored() is None
+    assert array.factored(id) is None
 
 
 def test_a_power_of_one_is_none():
-    assert make("mlp of three layers", power=1).factored() is not None
+    assert make("mlp of three layers", power=1).factored(id) is not None

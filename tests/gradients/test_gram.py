@@ -134,6 +134,13 @@ def test_a_small_working_memory_makes_many_tiles(device, monkeypatch):
         assert (len(met) == 1) == few
 
 
+def tiles_of(gram, X, Y):
+    """Return rows and values of every tile."""
+    found = []
+    gram._use_tiles(X, Y, lambda rows, tiles: found.extend((rows, values) for _, values in tiles))
+    return found
+
+
 def test_tiles_are_small_beside_gradients_that_are_held(device):
     name = "mlp of three layers"
     X, Y = rows(name, 30), rows(name, 3)
@@ -141,8 +148,8 @@ def test_tiles_are_small_beside_gradients_that_are_held(device):
     held, (large, small) = gram.tile(Y), gram._steps(X[:1])
     assert len(Y) <= small < large < len(X)
     for others in (held, held[:1], Y[:1]):  # given, a part of what was given, rows that fit
-        assert {of.stop - of.start for of, *_ in gram._tiles(X, others)} <= {small, len(X) % small}
-    assert max(of.stop - of.start for of, *_ in gram._tiles(X, X)) == large  # computed anew for each tile
+        assert {rows.stop - rows.start for rows, _ in tiles_of(gram, X, others)} <= {small, len(X) % small}
+    assert max(rows.stop - rows.start for rows, _ in tiles_of(gram, X, X)) == large  # computed anew for each tile
     assert_close(gram(X, held), make(name, device)(X, Y), 1e-12)
 
 
@@ -316,7 +323,7 @@ def test_rows_that_call_layers_otherwise(name, device):
 def test_values_at_a_time_are_few_whatever_gradients_take(two_sided):
     X = rows("mlp of three layers", 64)
     gram = make("mlp of three layers", working_memory=2**16)
-    sizes = [values.numel() for *_, values in gram._tiles(X, X if two_sided else None)]
+    sizes = [values.numel() for _, values in tiles_of(gram, X, X if two_sided else None)]
     assert max(sizes) * 8 <= 2**16 / 16 + 64 * 8  # a column at least
 
 

@@ -19,6 +19,7 @@ from pathspace.pinned_nets import (
     branching_inside,
     called_twice,
     columns_into_images,
+    half_rows,
     matrix_product,
     maximum_of_branches,
     mean_over_tokens,
@@ -100,6 +101,7 @@ PINNED = [
     Case("positions into a linear layer", positions_into_linear, 0, (2, 5), pinned=("positions",)),
     Case("transposed", lambda: tokens_of(lambda x: x.transpose(1, 2)), 4, LINE, pinned=("transpose",)),
     Case("columns into images", columns_into_images, 2, pinned=("view",)),
+    Case("half rows", half_rows, 0, pinned=("head",)),
     Case(
         "shuffled pixels",
         lambda: two_convs(nn.Conv2d(1, 3, 2), nn.PixelShuffle(2), features=3),

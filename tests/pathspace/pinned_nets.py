@@ -88,6 +88,11 @@ def columns_into_images():
     return Net(forward, stem=nn.Linear(4, 8), conv=nn.Conv1d(2, 2, 2), head=nn.Linear(6, 2))
 
 
+def half_rows():
+    """Each sample becomes two rows."""
+    return Net(lambda net, x: net.head(net.stem(x).relu().view(-1, 3)), stem=nn.Linear(4, 6), head=nn.Linear(3, 2))
+
+
 def norm_called_twice():
     def forward(net, x):
         x = torch.cat([net.norm(net.left(x)), net.norm(net.right(x))], 1).relu()

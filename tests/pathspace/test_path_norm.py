@@ -7,7 +7,7 @@ import pytest
 import torch
 from asserts import random_state_untouched, untouched
 from pathspace.cases import BY_NAME, CASES
-from pathspace.nets import Block, mlp
+from pathspace.nets import Block, Net, mlp
 from pathspace.twins import graph_of, twin
 from torch import nn
 
@@ -98,6 +98,19 @@ def test_residual(projected):
     edges += layer("d", "h", "s", block.shortcut) if projected else [(("h", i), ("s", i), 1.0) for i in range(2)]
     edges += layer("e", "s", "o", net[3])
     inputs = nodes("x", 2) + [(name, "1") for name in "abce"]
+    assert path_norm(net) == pytest.approx(brute_force(edges, inputs, nodes("o", 2)), rel=1e-13)
+
+
+@pytest.mark.parametrize("input_first", [False, True])
+def test_residual_on_the_input(input_first):
+    def forward(net, x):
+        y = net.first(x).relu()
+        return net.head(x + y if input_first else y + x)
+
+    net = Net(forward, first=nn.Linear(3, 3), head=nn.Linear(3, 2)).double()
+    edges = layer("a", "x", "s", net.first) + [(("x", i), ("s", i), 1.0) for i in range(3)]
+    edges += layer("b", "s", "o", net.head)
+    inputs = nodes("x", 3) + [(name, "1") for name in "ab"]
     assert path_norm(net) == pytest.approx(brute_force(edges, inputs, nodes("o", 2)), rel=1e-13)
 
 
