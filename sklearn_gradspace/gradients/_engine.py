@@ -142,6 +142,9 @@ class GradientEngine:
         chosen = {block.name for block in self.blocks}
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in chosen)
+        for layer in module.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.register_forward_pre_hook(_in_usual_order)
         return module
 
     @property
@@ -502,3 +505,11 @@ class GradientEngine:
             fit = int(self.n_params * free / n_bytes)
             text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
         return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
+
+
+def _in_usual_order(layer: nn.GroupNorm, args: tuple) -> tuple:
+    """Return the arguments of a group norm, in the usual order of memory where no gradient goes to them.
+
+    Of those that have channels last torch reads a gradient that is not there, and the process dies (2.13, on the CPU).
+    """
+    return args if args[0].requires_grad else (args[0].contiguous(), *args[1:])
