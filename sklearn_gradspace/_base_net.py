@@ -31,7 +31,7 @@ class BaseNetMixin(CallbacksMixin):
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
         else:
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
-        check_numeric(X)
+        X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
         self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
         return X, y

@@ -29,7 +29,6 @@ def check_parameters(featurizer) -> None:
     check_gradient_parameters(featurizer)
     check_flags(featurizer, "compile")
     check_n_jobs(featurizer.n_jobs)
-    check_verbose(featurizer.verbose)
     if featurizer.labels == "predicted" and callable(featurizer.scalar):
         raise ValueError(
             "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
@@ -75,3 +74,4 @@ def check_gradient_parameters(estimator) -> None:
         raise TypeError("net_output is neither None nor a function that takes what the net returns.")
     check_device(estimator.device)
     check_seed(estimator.random_state)
+    check_verbose(estimator.verbose)

@@ -103,7 +103,7 @@ def finetune(
         raise ValueError("mask chooses no entry of any parameter: at least one has to be True.")
     home = tuned.get_parameter(next(iter(mask))).device
     X, y = check_X_y(as_array(X), as_array(y), dtype="numeric", allow_nd=True, estimator="finetune")
-    check_numeric(X)
+    X = check_numeric(X)
     device = home if device is None else torch.device(device)
     mask = {name: entries.to(device) for name, entries in mask.items()}
     chosen = ChosenEntries(tuned.to(device), mask, net_output, bool(update_statistics))

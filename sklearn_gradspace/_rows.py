@@ -26,10 +26,10 @@ def as_array(X):
 
 
 def check_numeric(X: np.ndarray) -> np.ndarray:
-    """Return `X`, or say that it holds no numbers: dates pass scikit-learn's validation."""
+    """Return `X` in a precision that torch has, or say that it holds no numbers, such as dates."""
     if X.dtype.kind not in "buif":
         raise ValueError(f"X must hold real numbers, not {X.dtype}.")
-    return X
+    return X.astype(np.float64) if X.dtype.itemsize > 8 else X
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,9 @@ def is_mapped(featurizer):
 
 
 _ERRORS = (ValueError, TypeError, MemoryError, AttributeError, IndexError, NotFittedError, UserWarning)
+_PARAMETER = re.compile(
+    "unexpected (keyword )?argument|empty parameter list|Invalid learning rate|callback|nonlinearity|use_caching"
+)
 
 
 def documented(error):
@@ -99,21 +102,17 @@ def documented(error):
     That is a ``raise`` of its own, scikit-learn's validation, skorch's and torch's words about unknown parameters, and
     NumPy's about an index.
     """
-    frames = [(frame.f_globals.get("__name__") or "", frame.f_code.co_filename, line) for frame, line in _frames(error)]
-    module, file, line = frames[-1]
-    raised = linecache.getline(file, line).lstrip().startswith(("raise", "warnings.warn"))
+    modules = [frame.f_globals.get("__name__") or "" for frame, _ in traceback.walk_tb(error.__traceback__)]
     if not isinstance(error, _ERRORS):
         return False
-    if module.startswith("sklearn_gradspace"):
-        return raised or isinstance(error, IndexError) or bool(_PARAMETER.search(str(error)))
-    validated = any(name.startswith(("sklearn.utils", "sklearn.base")) for name, _, _ in frames)
-    return validated or (module.startswith(("skorch", "torch.optim")) and bool(_PARAMETER.search(str(error))))
+    if modules[-1].startswith("sklearn_gradspace"):
+        return is_own(error) or isinstance(error, IndexError) or bool(_PARAMETER.search(str(error)))
+    validated = any(name.startswith(("sklearn.utils", "sklearn.base")) for name in modules)
+    return validated or (modules[-1].startswith(("skorch", "torch")) and bool(_PARAMETER.search(str(error))))
 
 
-_PARAMETER = re.compile(
-    r"unexpected (keyword )?argument|empty parameter list|Invalid \w+|callback|predict_nonlinearity"
-)
-
-
-def _frames(error):
-    return traceback.walk_tb(error.__traceback__)
+def is_own(error):
+    """Return whether a line of this package raised an error, or warned."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith(("raise", "warnings.warn"))
+    return raised and (frame.f_globals.get("__name__") or "").startswith("sklearn_gradspace")

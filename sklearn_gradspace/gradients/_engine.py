@@ -508,8 +508,12 @@ class GradientEngine:
 
 
 def _in_usual_order(layer: nn.GroupNorm, args: tuple) -> tuple:
-    """Return the arguments of a group norm, in the usual order of memory where no gradient goes to them.
+    """Return the arguments of a group norm, images in the usual order of memory.
 
-    Of those that have channels last torch reads a gradient that is not there, and the process dies (2.13, on the CPU).
+    With channels last torch writes the gradient of images also where nobody asked for it and there is no place for it,
+    of which the process dies (2.13, on the CPU).
     """
-    return args if args[0].requires_grad else (args[0].contiguous(), *args[1:])
+    images, *more = args
+    if images.ndim < 4 or images.stride(1) != 1:
+        return args
+    return images.clone(memory_format=torch.contiguous_format), *more

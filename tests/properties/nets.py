@@ -56,7 +56,7 @@ def _convolution(draw, n_outputs):
     shape = (channels, *[draw(st.integers(3, 5)) for _ in range(n_axes)])
     groups = draw(st.sampled_from([1, channels]))
     first = kind(channels, 2 * channels, kernel, stride, padding, groups=groups, bias=draw(st.booleans()))
-    last = draw(st.sampled_from([norm, lambda c: nn.GroupNorm(2, c)]))(2 * channels)
+    last = draw(st.sampled_from([norm, lambda c: nn.GroupNorm(1, c)]))(2 * channels)
     head = nn.Sequential(first, last, nn.Tanh(), nn.Flatten())
     n = head.eval()(torch.zeros(1, *shape)).shape[1]
     return nn.Sequential(head, nn.Linear(n, n_outputs)), shape

@@ -6,7 +6,7 @@ import numpy as np
 import reference
 import torch
 from asserts import assert_close, random_state_untouched, untouched
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from properties.nets import nets
 
@@ -33,13 +33,12 @@ def test_features(drawn, n, seed, scale, power, batch_size):
     gradients, sizes = truth(drawn, X)
     expected = gradients if scale is None else reference.scale(gradients, gradients, scale, sizes)
     expected = expected if power is None else reference.power_norm(expected, power)
-    error = np.abs(found.reshape(expected.shape) - expected)
+    # Coordinates without a gradient, such as those of biases in front of a norm, have their rounding errors scaled up.
+    size = np.abs(gradients).max((0, 1))
+    real = size > 1e-9 * size.max()
+    error = np.abs(found.reshape(expected.shape) - expected)[..., real]
     # A root magnifies rounding next to zero, and so does a range of next to nothing.
-    assert (
-        error.max() <= 1e-3 * np.abs(expected).max()
-        if scale or power
-        else error.max() <= 1e-10 * np.abs(expected).max()
-    )
+    assert not real.any() or error.max() <= (1e-3 if scale or power else 1e-10) * np.abs(expected[..., real]).max()
 
 
 @given(nets(), st.integers(1, 4), seeds, st.floats(1, 99))
@@ -53,7 +52,7 @@ def test_selection(drawn, n, seed, percentile):
     for block in (slice(end - size, end) for end, size in zip(ends, sizes)):
         g, kept = gradients[..., block], found[..., block] != 0
         threshold = np.percentile(np.abs(g), 100 - percentile, axis=-1, keepdims=True, method="lower")
-        near = np.abs(np.abs(g) - threshold) <= 1e-9 * np.abs(g).max()
+        near = np.abs(np.abs(g) - threshold) <= 1e-9 * np.abs(gradients).max()
         assert (kept == (np.abs(g) > threshold))[~near].all()
         np.testing.assert_allclose(found[..., block][kept], g[kept], atol=1e-12)
 
@@ -65,6 +64,8 @@ def test_kernels(drawn, n, seed, normalize, degree):
     with untouched(drawn.net):
         found = kernel.set_params(random_state=0).fit(X).transform(Y)
     (of_x, sizes), (of_y, _) = truth(drawn, X, "logit"), truth(drawn, Y, "logit")
+    blocks = np.split(np.concatenate([of_x, of_y]), np.cumsum(sizes)[:-1], axis=2)
+    assume(all(np.abs(block).max(axis=(1, 2)).min() > 1e-6 for block in blocks))  # lengths that are rounding errors
     assert_close(found, reference.kernel(of_y, of_x, sizes, degree, normalize), 1e-7)
 
 
