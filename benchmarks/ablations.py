@@ -139,8 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             bar.set_postfix_str(f"seed {seed}, {n} rows, {panel}: {variant}")
             train = tuple(part[:n] for part in split.train)
             accuracy, setting = fit_and_test(net, panel, variant, train, test, seed)
-            results[key] = accuracy
-            _append(options.csv, (*key, " ".join(f"{k}={v}" for k, v in setting.items()), f"{accuracy:.4f}"))
+            results[key] = round(accuracy, 4)
+            _append(options.csv, (*key, " ".join(f"{k}={v}" for k, v in setting.items()), results[key]))
     print(machine(torch.device("cpu")))
     for panel in options.panels:
         _print_table(panel, results, options)
@@ -168,9 +168,9 @@ def fit_and_test(net: nn.Module, panel: str, variant: str, train, test, seed: in
 def _estimator(net: nn.Module, panel: str, variant: str, seed: int) -> tuple[BaseEstimator | None, dict]:
     if variant == BASE:
         return None, {}
-    if panel == "controls" and variant != "defaults":
+    if panel == "controls":
         return contender(variant, net, seed, None)
-    of_features, of_gradnet, grid = PANELS[panel][variant]
+    of_features, of_gradnet, grid = ({}, {}, {}) if variant == "defaults" else PANELS[panel][variant]
     features = GradientFeaturizer(net, **{"random_state": seed} | of_features)
     return make_pipeline(features, GradNetClassifier(**{"random_state": seed} | of_gradnet)), grid
 

@@ -57,6 +57,25 @@ def test_contenders_and_resuming(table1, capsys, monkeypatch):
         run(table1, *arguments, "--budget", "80")
 
 
+def test_ablations(table1, capsys, monkeypatch):
+    import ablations
+
+    arguments = ["--data", "mnist", "--data-home", ".", "--rows", "20", "--seeds", "0", "1", "--samples", "60"]
+    arguments += ["--panels", "structure", "controls"]
+    monkeypatch.setattr(
+        ablations, "PANELS", {panel: dict(list(ablations.PANELS[panel].items())[:2]) for panel in arguments[-2:]}
+    )
+    ablations.main([*arguments, "--picture", "a.png"])
+    table = capsys.readouterr().out
+    assert "adjacent" in table and "base net" in table
+    with open("ablations.csv") as file:
+        assert len(list(csv.DictReader(file))) == 6  # defaults are one for all panels
+    assert Path("a.png").stat().st_size > 1000
+    monkeypatch.setattr(ablations, "fit_and_test", None)
+    ablations.main(arguments)
+    assert capsys.readouterr().out.splitlines()[1:] == table.splitlines()[1:]  # the first has the load
+
+
 def test_edges(table1, capsys, monkeypatch):
     """Tables of every way to use masks, a picture, and that what was measured is not measured again."""
     import edges

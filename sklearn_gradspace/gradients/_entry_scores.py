@@ -83,15 +83,13 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
         for block in engine.blocks:
             if block.name in gradients.factors:
                 deltas, inputs = (factor.abs() for factor in gradients.factors[block.name])
-                of_unit, of_input = _divided(deltas, (0, 1)), _divided(inputs, (0,))
-                left, right = _weighted(deltas.pow_(p), weights), inputs.pow_(p)
-                scale = torch.outer(of_unit.flatten(), of_input.flatten()) ** p
-                moments.add_products(block.name, left, right, groups, start, scale)
+                scale = 1.0 if p == 1 else _power(deltas, p) * _power(inputs, p)
+                moments.add_products(block.name, _weighted(deltas, weights), inputs, groups, start, scale)
                 continue
             for rows, part in gradients.parts(block.name, CACHE_BYTES, by_tap=True):
                 part.abs_()
-                scale = 1.0 if p == 1 else _divided(part, (0, 1, 2)).flatten() ** p  # type: ignore[assignment]
-                scores = _weighted(part if p == 1 else part.pow_(p), None if weights is None else weights[rows])
+                scale = 1.0 if p == 1 else _power(part, p)
+                scores = _weighted(part, None if weights is None else weights[rows])
                 moments.add(block.name, scores, groups[rows], start + rows.start, scale)
         moments.count(groups)
 
@@ -112,12 +110,15 @@ def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarr
     moments.count(groups)
 
 
-def _divided(magnitudes: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Divide in place by the largest along `axes`, or by 1 where that is 0; return the divisors as doubles."""
-    largest = magnitudes.amax(axes, keepdim=True)
+def _power(magnitudes: Tensor, p: int) -> Tensor:
+    """Raise in place to a power after a division by the largest; return what that divided by, of shape (1,), as double.
+
+    The square of a squared gradient would else leave the range of single precision.
+    """
+    largest = magnitudes.amax().view(1)
     largest = torch.where(largest == 0, 1, largest)
-    magnitudes.div_(largest)
-    return largest.double()
+    magnitudes.div_(largest).pow_(p)
+    return largest.double() ** p
 
 
 def _weighted(scores: Tensor, weights: Tensor | None) -> Tensor:

@@ -88,13 +88,13 @@ class ScoreMoments:
             Number of each row's group.
         start : int
             Number of the first row.
-        scale : Tensor of shape (size,) or float, default=1.0
+        scale : Tensor of shape (size,) or (1,), or float, default=1.0
             What scores are multiplied by.
         """
         of_group = torch.stack([self._new(name, group, groups, start) for group in range(len(self.counts))])
         of_group = of_group.to(scores.dtype)  # (n_groups, n)
-        sums = (of_group @ scores).double() * scale
-        squares = (of_group @ scores.square_()).double() * scale**2
+        sums = (of_group @ scores) * scale
+        squares = (of_group @ scores.square_()) * scale**2
         self._sums[name] += sums
         self._squares[name] += squares
         self._n_added[name] = [max(n, start + len(groups)) for n in self._n_added[name]]
@@ -105,7 +105,9 @@ class ScoreMoments:
         of_group[: max(0, self._n_added[name][group] - start)] = False
         return of_group
 
-    def add_products(self, name: str, left: Tensor, right: Tensor, groups: Tensor, start: int, scale: Tensor) -> None:
+    def add_products(
+        self, name: str, left: Tensor, right: Tensor, groups: Tensor, start: int, scale: Tensor | float = 1.0
+    ) -> None:
         """Add the scores ``left_i right_j``, to be multiplied by ``scale_ij``, without forming those of a row.
 
         Parameters
@@ -120,17 +122,16 @@ class ScoreMoments:
             Number of each row's group.
         start : int
             Number of the first row.
-        scale : Tensor of shape (n_out, n_in)
+        scale : Tensor of shape (n_out, n_in) or (1,), or float, default=1.0
             What scores are multiplied by.
         """
-        scale = scale.flatten()
         for group in range(len(self.counts)):
             of_group = self._new(name, group, groups, start)
             u, v = left[of_group], right[of_group]
-            sums = (u.T @ v).flatten().double() * scale
-            squares = (u.square().T @ v.square()).flatten().double() * scale**2
-            self._sums[name][group] += sums
-            self._squares[name][group] += squares
+            sums = u.T @ v * scale
+            squares = u.square_().T @ v.square_() * scale**2
+            self._sums[name][group] += sums.flatten()
+            self._squares[name][group] += squares.flatten()
             self._n_added[name][group] = max(self._n_added[name][group], start + len(groups))
 
     def mean(self, name: str, groups: Sequence[int]) -> Tensor:
