@@ -16,7 +16,7 @@ from torch import nn
 
 from ._callbacks import CallbacksMixin
 from ._net_classifier import NetClassifier
-from ._rows import as_array
+from ._rows import as_array, check_numeric
 from .gradients import packed
 from .modules import MLP
 
@@ -31,13 +31,14 @@ class BaseNetMixin(CallbacksMixin):
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
         else:
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
+        X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
         self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
         return X, y
 
     def _validated(self, X) -> np.ndarray:
         """Return rows as an array, of samples like those of `fit`."""
-        X = validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False)
+        X = check_numeric(validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False))
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
         return X

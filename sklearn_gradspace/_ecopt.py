@@ -5,16 +5,15 @@ Samples and targets enter; a classifier or a regressor leaves. :class:`sklearn_g
 
 from collections.abc import Sequence
 from inspect import signature
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.utils import check_scalar
 from torch import nn
 
-from ._featurizer_checks import check_choices
 from ._net_classifier import NetClassifier
 from ._net_regressor import NetRegressor
+from ._parameter_checks import check_choices, check_number
 from .modules import MLP
 from .optim import ECOptimizer
 from .pathspace._graph import graph_of
@@ -64,7 +63,7 @@ class ECOptMixin:
 
     @property
     def _optimizer_class(self):
-        return _OPTIMIZERS.get(self.optimizer, self.optimizer)
+        return _OPTIMIZERS.get(self.optimizer, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
 
     def _validate(self, X, y, classes, reset):
         self._check_parameters()
@@ -75,8 +74,7 @@ class ECOptMixin:
         if not callable(self._optimizer_class):
             raise ValueError(f"optimizer={self.optimizer!r} is neither of {[*_OPTIMIZERS]} nor one of torch's classes.")
         for name in ("lr", "momentum", "weight_decay", "path_penalty"):
-            check_scalar(getattr(self, name), name, Real, min_val=0)
-        check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
+            check_number(getattr(self, name), name, min_val=0)
         if self.graph is not None and not callable(self.graph):
             raise TypeError(f"graph={self.graph!r} is no function from a module to its ScaleGraph.")
         self._hidden_layer_sizes()

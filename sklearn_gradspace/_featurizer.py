@@ -17,6 +17,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 from ._base_net import BaseNetMixin, trained_classes
 from ._callbacks import reported_fit
 from ._featurizer_checks import check_parameters
+from ._labels import distinct
 from ._random_projection import random_projection
 from .gradients import (
     FISHER_SCALES,
@@ -246,7 +247,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         unscaled = GradientFeatures(engine, self.percentile, selection=self.selection, labels=self.labels, mask=mask)
         unscaled = replace(unscaled, batch_size=self._batch_size(unscaled))
         scaler = None if self.scale is None else self._fit_scaler(unscaled, X)
-        features = replace(unscaled, scaler=scaler, power=self.power)
+        features = replace(unscaled, scaler=scaler, power=None if self.power is None else float(self.power))
         self.selection_error_ = features.selection_error(X[: min(8, unscaled.batch_size)])
         if self.projection is not None:
             random_state = check_random_state(self.random_state)
@@ -401,7 +402,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             return
         if type_of_target(y) not in ("binary", "multiclass"):
             return
-        labels = np.unique(y)
+        labels = distinct(y, "y")
         known = trained_classes(self.net, n_labels)
         unknown = np.setdiff1d(labels, known) if known is not None else labels[n_labels:]
         if len(unknown):

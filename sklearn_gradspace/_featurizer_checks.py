@@ -3,14 +3,13 @@
 A featurizer enters; an error that says what to do leaves where a parameter, by itself or beside another, means nothing.
 """
 
-from collections.abc import Hashable, Mapping
 from numbers import Integral, Real
 from os import PathLike
 
 import numpy as np
 
-from ._skorch_sklearn import check_device
-from .gradients import DTYPES, FISHER_SCALES, SCALARS, SCALES, SELECTIONS
+from ._parameter_checks import check_choices, check_flags, check_n_jobs, check_seed, check_verbose
+from .gradients import DTYPES, FISHER_SCALES, SCALARS, SCALES, SELECTIONS, check_device
 
 _OUTPUTS = ("lazy", "dense", "csr", "memmap")
 _LABELS = ("all", "predicted")
@@ -28,6 +27,8 @@ def check_parameters(featurizer) -> None:
     }
     check_choices(featurizer, choices)
     check_gradient_parameters(featurizer)
+    check_flags(featurizer, "compile")
+    check_n_jobs(featurizer.n_jobs)
     if featurizer.labels == "predicted" and callable(featurizer.scalar):
         raise ValueError(
             "labels='predicted' needs scalar='cross_entropy', 'log_probability' or 'logit': which of the scalars "
@@ -66,16 +67,11 @@ def check_gradient_parameters(estimator) -> None:
     percentile, size = estimator.percentile, estimator.batch_size
     if not isinstance(percentile, Real) or not 0 < percentile <= 100:
         raise ValueError(f"percentile={percentile!r} is not in (0, 100]: it is the percentage of entries kept.")
-    if size != "auto" and (not isinstance(size, Integral) or isinstance(size, bool) or size < 1):
+    counted = isinstance(size, Integral) and not isinstance(size, bool) and size >= 1
+    if not counted and not (isinstance(size, str) and size == "auto"):
         raise ValueError(f"batch_size={size!r} is neither a positive integer nor 'auto'.")
     if estimator.net_output is not None and not callable(estimator.net_output):
         raise TypeError("net_output is neither None nor a function that takes what the net returns.")
     check_device(estimator.device)
-
-
-def check_choices(estimator, choices: Mapping[str, tuple]) -> None:
-    """Raise ValueError where a parameter is none of its choices; `scalar` may be a function as well."""
-    for name, values in choices.items():
-        value = getattr(estimator, name)
-        if not (name == "scalar" and callable(value)) and (not isinstance(value, Hashable) or value not in values):
-            raise ValueError(f"{name}={value!r} is none of {', '.join(map(repr, values))}.")
+    check_seed(estimator.random_state)
+    check_verbose(estimator.verbose)

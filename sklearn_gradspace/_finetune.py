@@ -5,6 +5,7 @@ chosen entries alone.
 """
 
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -17,9 +18,8 @@ from ._base_net import as_array, check_returns_logits, trained_classes
 from ._importance_checks import class_codes
 from ._net_classifier import NetClassifier
 from ._prune import checked_mask, mask_weights, module_of
-from ._rows import RowDataset
-from ._skorch_sklearn import check_device
-from .gradients import as_table, check_finite, own_copy, two_logits
+from ._rows import RowDataset, check_numeric
+from .gradients import as_table, check_device, check_finite, own_copy, two_logits
 
 
 def finetune(
@@ -89,6 +89,10 @@ def finetune(
     [[True, False], [False, False]]
     """
     check_device(device)
+    if net_output is not None and not callable(net_output):
+        raise TypeError(f"net_output={net_output!r} is neither None nor a function that takes what the net returns.")
+    if not isinstance(update_statistics, (Integral, np.bool_)):
+        raise ValueError(f"update_statistics={update_statistics!r} is neither True nor False.")
     fixed = {"module", "classes", "class_weight", "dataset"} & kwargs.keys()
     if fixed:
         raise TypeError(f"finetune takes no {', '.join(sorted(fixed))}; criterion__weight=tensor(...) weighs classes.")
@@ -99,9 +103,10 @@ def finetune(
         raise ValueError("mask chooses no entry of any parameter: at least one has to be True.")
     home = tuned.get_parameter(next(iter(mask))).device
     X, y = check_X_y(as_array(X), as_array(y), dtype="numeric", allow_nd=True, estimator="finetune")
+    X = check_numeric(X)
     device = home if device is None else torch.device(device)
     mask = {name: entries.to(device) for name, entries in mask.items()}
-    chosen = ChosenEntries(tuned.to(device), mask, net_output, update_statistics)
+    chosen = ChosenEntries(tuned.to(device), mask, net_output, bool(update_statistics))
     X, n_labels = _as_taken(chosen, X)
     trainer = _Trainer(
         chosen,
@@ -134,9 +139,12 @@ def _as_taken(chosen: "ChosenEntries", X: np.ndarray) -> tuple[np.ndarray, int]:
     for dtype in dtypes:
         try:
             return X.astype(dtype, copy=False), chosen.n_labels(X[:1].astype(dtype))
-        except RuntimeError:
+        except (RuntimeError, IndexError) as error:
             if dtype == dtypes[-1]:
-                raise
+                raise ValueError(
+                    f"net cannot compute samples of shape {X.shape[1:]}: {' '.join(str(error).split())}. Give it "
+                    "samples of the shape it was made for."
+                ) from error
 
 
 class ChosenEntries(nn.Module):

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from ._base_net import BaseNetMixin
 from ._callbacks import reported_fit
-from ._featurizer_checks import check_choices
+from ._parameter_checks import check_choices, check_number, check_seed, check_verbose
 from ._random_projection import random_projection
-from ._skorch_sklearn import check_device
 from .gradients import (
     DTYPES,
     SCALARS,
@@ -27,11 +26,13 @@ from .gradients import (
     GradientGram,
     GradientTile,
     Projection,
+    check_device,
     free_bytes,
     require_memory,
 )
 
 _COLUMN_ENTRIES = 4  # of the matrices of projections: more would be no better for gradients, in which nothing is alone
+_LARGEST_DEGREE = 2**20  # of any use in single precision
 _PRODUCTS = {None: None, "bfloat16": torch.bfloat16}
 
 
@@ -107,9 +108,9 @@ class GradientGramMixin(BaseNetMixin):
         return self.gram_.engine.rules
 
     def _check_kernel_parameters(self) -> None:
-        check_scalar(self.degree, "degree", Integral, min_val=1)
+        check_number(self.degree, "degree", Integral, min_val=1, max_val=_LARGEST_DEGREE)
         if self.n_components is not None:
-            check_scalar(self.n_components, "n_components", Integral, min_val=1)
+            check_number(self.n_components, "n_components", Integral, min_val=1)
         choices = {
             "normalize": (True, False, "layer"),
             "scalar": SCALARS,
@@ -119,13 +120,15 @@ class GradientGramMixin(BaseNetMixin):
         check_choices(self, choices)
         for name in ("n_directions", "projection"):
             if getattr(self, name) is not None:
-                check_scalar(getattr(self, name), name, Integral, min_val=1)
+                check_number(getattr(self, name), name, Integral, min_val=1)
         if self.n_directions is not None and self.scalar != "logit":
             raise ValueError(f"n_directions combines logits: it needs scalar='logit', not {self.scalar!r}.")
         for name in ("net_output", "views"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name} is neither None nor a function.")
         check_device(self.device)
+        check_seed(self.random_state)
+        check_verbose(self.verbose)
 
     def _landmarks(self, X: np.ndarray) -> np.ndarray:
         """Return `n_components` random rows, all of them where there are fewer."""

@@ -8,16 +8,15 @@ import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import RidgeCV
-from sklearn.utils import assert_all_finite
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._base_net import trained_classes
 from ._calibration import fit_temperature
 from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
-from ._rows import as_array
+from ._labels import checked_labels
+from ._parameter_checks import check_flags
 from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities
 
 _TEMPERATURES = 0.02, 10.0  # scores are near 0 and 1: at 0.02 the larger has all of the probability
@@ -151,9 +150,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             raise ValueError(f"alphas={self.alphas!r} is not a sequence of positive numbers.")
         if y is None:
             raise ValueError("GradientKernelClassifier requires y to be passed, but the target y is None.")
-        y = column_or_1d(as_array(y), warn=True)
-        assert_all_finite(y, input_name="y")
-        check_classification_targets(y)
+        check_flags(self, "base_output")
+        y = checked_labels(y)
         X = self._fit_gram(X, y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

@@ -5,17 +5,17 @@ Gradient features of shape (n, n_labels * n_params), lazy or not, and labels ent
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.utils import check_scalar
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from ._held_out import HeldOutMixin
 from ._net_classifier import NetClassifier
 from ._net_estimator import is_skorchs_own
+from ._parameter_checks import check_flags, check_number
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import GradientArray, GradientMemmap, two_logits
@@ -191,7 +191,11 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
 
     def _validate(self, X, y, classes, reset):
         X, y = super()._validate(X, y, classes, reset)
-        self._check_parameters()
+        counted = isinstance(self.views, Integral) and 1 <= self.views <= self.n_labels_
+        if not counted and not (isinstance(self.views, str) and self.views in ("random", "all")):
+            raise ValueError(
+                f"views={self.views!r} is neither 'random', 'all' nor a number from 1 to the {self.n_labels_} labels."
+            )
         if self.base_logits:
             n_outputs = two_logits(X[:1].outputs()).shape[1]
             if n_outputs != len(self._labels):
@@ -201,20 +205,14 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
                 )
         return X, y
 
-    def _check_parameters(self) -> None:
-        check_scalar(self.dropout, "dropout", Real, min_val=0, max_val=1, include_boundaries="left")
-        check_scalar(self.regularization, "regularization", Real, min_val=0, max_val=1e30)
-        check_scalar(self.l1_ratio, "l1_ratio", Real, min_val=0, max_val=1)
-        check_scalar(self.label_smoothing, "label_smoothing", Real, min_val=0, max_val=1, include_boundaries="left")
-        check_scalar(self.max_epochs, "max_epochs", Integral, min_val=0)
-        if self.lr != "auto":
-            check_scalar(self.lr, "lr", Real, min_val=0)
+    def _check_training_parameters(self) -> None:
+        super()._check_training_parameters()
+        check_flags(self, "base_logits")
+        check_number(self.dropout, "dropout", min_val=0, max_val=1, include_boundaries="left")
+        check_number(self.regularization, "regularization", min_val=0)
+        check_number(self.l1_ratio, "l1_ratio", min_val=0, max_val=1)
+        check_number(self.label_smoothing, "label_smoothing", min_val=0, max_val=1, include_boundaries="left")
         self._check_held_out()
-        counted = isinstance(self.views, Integral) and 1 <= self.views <= self.n_labels_
-        if not counted and not (isinstance(self.views, str) and self.views in ("random", "all")):
-            raise ValueError(
-                f"views={self.views!r} is neither 'random', 'all' nor a number from 1 to the {self.n_labels_} labels."
-            )
 
     def _validate_X(self, X, reset):
         given = X
@@ -253,7 +251,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         n_labels = 1 if self.n_labels is None else self.n_labels
         if not isinstance(n_labels, Integral) or n_labels < 1 or self.n_features_in_ % n_labels:
             raise ValueError(
-                f"n_labels={n_labels} must be a positive integer that divides the {self.n_features_in_} columns of X."
+                f"n_labels={n_labels!r} must be a positive integer that divides the {self.n_features_in_} columns of X."
             )
         self.n_labels_ = int(n_labels)
         self.blocks_ = blocks_of_sizes(self.blocks, self.n_features_in_ // self.n_labels_)

@@ -4,17 +4,17 @@
 and n_iter_no_change; `temperature_` leaves.
 """
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_scalar
 from skorch.callbacks import EarlyStopping
 from skorch.dataset import ValidSplit
 from torch import nn
 
 from ._calibration import fit_temperature
+from ._parameter_checks import check_choices, check_flags, check_number
 from ._rows import WeightedRows
 from ._schedule import CosineSchedule
 
@@ -25,12 +25,12 @@ class HeldOutMixin:
     _held_out: Any
 
     def _check_held_out(self) -> None:
-        if self.schedule not in (None, "cosine"):
-            raise ValueError(f"schedule={self.schedule!r} is neither None nor 'cosine'.")
+        check_choices(self, {"schedule": (None, "cosine")})
+        check_flags(self, "early_stopping")
         if self.early_stopping:
             fraction = self.validation_fraction
-            check_scalar(fraction, "validation_fraction", Real, min_val=0, max_val=1, include_boundaries="neither")
-            check_scalar(self.n_iter_no_change, "n_iter_no_change", Integral, min_val=1)
+            check_number(fraction, "validation_fraction", min_val=0, max_val=1, include_boundaries="neither")
+            check_number(self.n_iter_no_change, "n_iter_no_change", Integral, min_val=1)
 
     def set_params(self, **params):
         """Set parameters of the net, its module, criterion, optimizer and callbacks.

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from scipy.stats import spearmanr
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
 
-from ._featurizer_checks import check_choices, check_gradient_parameters
+from ._featurizer_checks import check_gradient_parameters
+from ._labels import checked_labels
+from ._parameter_checks import check_choices
 from .gradients import VIEWS
 
 CRITERIA = ("sensitivity", "gradient", "fisher", "magnitude", "survival")
@@ -37,8 +37,7 @@ def class_codes(known: np.ndarray | None, y, n_labels: int) -> tuple[np.ndarray,
     """
     classes = known
     if y is not None:
-        y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
+        y = checked_labels(y)
         classes = np.unique(y) if classes is None and len(np.unique(y)) == n_labels else classes
     classes = np.arange(n_labels) if classes is None else np.asarray(classes)
     if y is None:

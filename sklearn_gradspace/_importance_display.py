@@ -3,6 +3,11 @@
 A fitted EdgeImportance enters; a drawing on matplotlib's axes leaves.
 """
 
+from collections.abc import Sequence
+from inspect import signature
+from numbers import Integral
+from typing import Any
+
 from ._importance import importances_of
 from ._importance_drawings import DRAWINGS
 from .gradients import masked_weight
@@ -152,13 +157,21 @@ class EdgeImportanceDisplay:
         display : EdgeImportanceDisplay
             This display, with `ax_` and `figure_`.
         """
-        if self.kind not in DRAWINGS:
+        if not isinstance(self.kind, str) or self.kind not in DRAWINGS:
             raise ValueError(f"kind={self.kind!r} is none of {', '.join(map(repr, DRAWINGS))}.")
+        draw: Any = DRAWINGS[self.kind]
+        options = [*signature(draw).parameters][2:]
+        if not kwargs.keys() <= set(options):
+            raise TypeError(f"kind={self.kind!r} takes {', '.join(options) or 'no options'}, not {', '.join(kwargs)}.")
+        shape = self.image_shape
+        pair = isinstance(shape, Sequence) and len(shape) == 2
+        if shape is not None and not (pair and all(isinstance(n, Integral) and int(n) > 0 for n in shape)):
+            raise ValueError(f"image_shape={shape!r} is neither None nor a height and a width.")
         if ax is None:
             import matplotlib.pyplot as plt
 
             ax = plt.subplots(figsize=_SIZES[self.kind], layout="constrained")[1]
-        DRAWINGS[self.kind](self, ax, **kwargs)  # type: ignore[operator]
+        draw(self, ax, **kwargs)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

@@ -4,15 +4,16 @@ Samples and labels of any kind enter; a classifier with true labels leaves. It i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 
 import numpy as np
-from sklearn.utils import assert_all_finite, compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils import compute_sample_weight
 from skorch import NeuralNetClassifier
 from torch import nn
 
+from ._labels import checked_labels, distinct
 from ._net_estimator import NetEstimator
+from ._parameter_checks import check_choices
 
 
 class NetClassifier(NetEstimator, NeuralNetClassifier):
@@ -67,7 +68,7 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
 
     def _learn_labels(self, classes, in_y: Callable[[], Sequence]) -> None:
         known = classes if classes is not None else self.classes
-        self._labels = np.unique(in_y() if known is None else known)
+        self._labels = distinct(in_y(), "y") if known is None else distinct(known, "classes")
         self._n_outputs = len(self._labels)
 
     def _learn_dataset(self, dataset, classes):
@@ -79,15 +80,14 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
             )
 
     def _validate_y(self, y, classes, reset):
-        y = column_or_1d(y, warn=True)
-        assert_all_finite(y, input_name="y")
-        check_classification_targets(y)
+        y = checked_labels(y)
         if reset:
             self._learn_labels(classes, lambda: y)
             if len(self._labels) < 2:
+                known = "y" if classes is None and self.classes is None else "classes"
                 raise ValueError(
-                    f"{type(self).__name__} needs samples of at least two classes; y holds only one class, "
-                    f"{self._labels[0]!r}."
+                    f"{type(self).__name__} needs samples of at least two classes; {known} holds "
+                    f"{f'only one class, {self._labels.tolist()[0]!r}' if len(self._labels) else 'none'}."
                 )
         unknown = np.setdiff1d(y, self._labels)
         if len(unknown):
@@ -97,12 +97,21 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
             )
         return np.searchsorted(self._labels, y)
 
+    def _check_training_parameters(self) -> None:
+        super()._check_training_parameters()
+        weights = self.class_weight
+        if weights is not None and not isinstance(weights, Mapping):
+            check_choices(self, {"class_weight": (None, "balanced")})
+
     def _weights_by_class(self, y: np.ndarray) -> np.ndarray:
         codes = self.class_weight
         if isinstance(codes, Mapping):
             unknown: list = sorted(set(codes) - set(self._labels.tolist()), key=str)
-            if unknown or min(codes.values()) < 0:
-                raise ValueError(f"class_weight has negative weights, or labels that y does not: {unknown}.")
+            if unknown or not all(isinstance(w, Real) and 0 <= float(w) < np.inf for w in codes.values()):
+                raise ValueError(
+                    f"class_weight={codes!r} must map labels of y to finite weights that are not negative; of its "
+                    f"labels y lacks {unknown}."
+                )
             codes = {i: codes.get(label, 1.0) for i, label in enumerate(self._labels.tolist())}
         return compute_sample_weight(codes, y)
 
@@ -119,7 +128,7 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
         proba : ndarray of shape (n_samples, n_classes)
             Probabilities, in the order of `classes_`.
         """
-        return super().predict_proba(self._check_new(X))
+        return self._checked_outputs(super().predict_proba(self._check_new(X)))
 
     def predict(self, X):
         """Return the most probable class.

@@ -16,8 +16,10 @@ from skorch.dataset import get_len
 from skorch.utils import is_dataset
 
 from ._callbacks import CallbacksMixin, fit_report, reported
+from ._parameter_checks import check_flags
 from ._rows import RowDataset, WeightedRows, as_array
 from ._skorch_sklearn import SklearnNetMixin
+from ._training_checks import check_training_parameters
 
 
 def is_skorchs_own(X) -> bool:
@@ -147,6 +149,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         self : object
             The fitted net.
         """
+        check_flags(self, "warm_start")
         fresh = not (self.warm_start and self.initialized_)
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         self._report = fit_report(self, fit_params.get("epochs", self.max_epochs), X=X, y=y, metadata=metadata)
@@ -216,12 +219,20 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
                 super().partial_fit(X, y, _routing_method=method, **fit_params)
             finally:
                 del self._fitting
-        loss = self.history[-1].get("train_loss", 0.0) if self.history else 0.0  # an interrupted epoch has none
-        if not np.isfinite(loss):
-            raise ValueError(f"training diverged, the loss is {loss}: use a smaller lr, or scale the input.")
+        if self.history:
+            loss = self.history[-1].get("train_loss", 0.0)  # an interrupted epoch has none
+            if not np.isfinite(loss) or not all(p.isfinite().all() for p in self.module_.parameters()):
+                raise ValueError(
+                    f"training diverged, the loss is {loss} and weights may not be finite: use a smaller lr, or scale "
+                    "the input."
+                )
         return self
 
+    def _check_training_parameters(self) -> None:
+        check_training_parameters(self)
+
     def _validate(self, X, y, classes, reset):
+        self._check_training_parameters()
         if y is None:
             if not is_dataset(X):
                 raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
@@ -269,6 +280,16 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             return X
         check_is_fitted(self, ["module_", "_n_outputs"])
         return self._validate_X(X, reset=False)
+
+    def _checked_outputs(self, outputs: np.ndarray) -> np.ndarray:
+        """Return outputs, or name the rows whose are not finite; inside `fit` the loss tells."""
+        finite = np.isfinite(outputs).reshape(len(outputs), -1).all(1)
+        if not (self._fitting or finite.all()):
+            raise ValueError(
+                f"predictions for rows {np.flatnonzero(~finite)[:10].tolist()} are not finite: these rows, or the "
+                "weights, are too large for the net. Scale the input, or use a smaller lr."
+            )
+        return outputs
 
     def _with_weights(self, X, y, sample_weight):
         """Attach weights of mean 1; a row of weight 0 is left out, which is the same and keeps batches full."""

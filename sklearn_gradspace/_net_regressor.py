@@ -10,6 +10,7 @@ from skorch import NeuralNetRegressor
 from torch import nn
 
 from ._net_estimator import NetEstimator
+from ._parameter_checks import check_flags
 from ._rows import WeightedRows
 
 
@@ -39,7 +40,7 @@ class NetRegressor(NetEstimator, NeuralNetRegressor):
         return tags
 
     def _validate_y(self, y, classes, reset):
-        y = check_array(y, ensure_2d=False, dtype=np.float64, ensure_min_samples=0, input_name="y")
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if y.ndim not in (1, 2):
             raise ValueError(f"y must be of shape (n_samples,) or (n_samples, n_outputs), not {y.shape}.")
         if reset:
@@ -48,6 +49,10 @@ class NetRegressor(NetEstimator, NeuralNetRegressor):
         if y.shape[1] != self._n_outputs:
             raise ValueError(f"y has {y.shape[1]} targets a row; the net was fitted to {self._n_outputs}.")
         return y
+
+    def _check_training_parameters(self) -> None:
+        super()._check_training_parameters()
+        check_flags(self, "normalize_y")
 
     def _learn_dataset(self, dataset, classes):
         first = np.asarray(dataset[0][1])
@@ -105,6 +110,6 @@ class NetRegressor(NetEstimator, NeuralNetRegressor):
         y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
             Targets, of the shape that `y` had in `fit`.
         """
-        outputs = super().predict_proba(self._check_new(X))
+        outputs = self._checked_outputs(super().predict_proba(self._check_new(X)))
         y = (outputs.reshape(len(outputs), -1) * self.y_scale_ + self.y_mean_).astype(outputs.dtype)
         return y[:, 0] if self._one_target else y

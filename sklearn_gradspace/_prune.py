@@ -5,7 +5,6 @@ A trained net and a mask enter; a new net leaves, which `torch.nn.utils.prune` m
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -15,7 +14,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.prune import BasePruningMethod
 
 from ._base_net import trained_module
-from .gradients import by_torchs_names, own_copy, plain_name
+from .gradients import as_bool, by_torchs_names, own_copy, plain_name
 
 
 def prune(net, mask) -> nn.Module:
@@ -95,13 +94,8 @@ def checked_mask(net: nn.Module, mask) -> dict[str, Tensor]:
             names = [plain_name(net, known) for known in parameters]
             raise ValueError(f"mask names {name!r}, but the parameters of net are {names}.")
         parameter = parameters[name]
-        entries = entries if isinstance(entries, Tensor) else torch.from_numpy(np.array(entries))
-        if entries.dtype != torch.bool or entries.shape != parameter.shape:
-            raise ValueError(
-                f"mask[{name!r}] must be True and False of shape {tuple(parameter.shape)}; it is of shape "
-                f"{tuple(entries.shape)} and dtype {entries.dtype}."
-            )
-        found[name] = entries.to(parameter.device)
+        array = as_bool(entries, tuple(parameter.shape), f"mask[{name!r}]")
+        found[name] = torch.from_numpy(array.copy()).to(parameter.device)
     return found
 
 

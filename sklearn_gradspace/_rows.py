@@ -16,8 +16,20 @@ from torch import Tensor
 
 
 def as_array(X):
-    """Return a tensor as an array, and anything else as it is."""
-    return X.detach().cpu().numpy() if isinstance(X, Tensor) else X
+    """Return a tensor as an array, an array in the machine's order of bytes, and anything else as it is."""
+    if isinstance(X, Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # NumPy has no bfloat16
+    if isinstance(X, np.ndarray) and not X.dtype.isnative:
+        return X.astype(X.dtype.newbyteorder("="))
+    return X
+
+
+def check_numeric(X: np.ndarray) -> np.ndarray:
+    """Return `X` in a precision that torch has, or say that it holds no numbers, such as dates."""
+    if X.dtype.kind not in "buif":
+        raise ValueError(f"X must hold real numbers, not {X.dtype}.")
+    return X.astype(np.float64) if X.dtype.itemsize > 8 else X
 
 
 @dataclass(frozen=True)

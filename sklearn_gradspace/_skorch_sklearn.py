@@ -18,17 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from ._rows import RowDataset, WeightedRows, whole_batch
+from .gradients import check_device
 
 # torch's random state is the process's: two threads that fit at a time would share it.
 _random_state_lock = RLock()
-
-
-def check_device(device: torch.device | str | None) -> None:
-    """Raise ValueError where nothing can be computed on `device`; None is any."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 class SklearnNetMixin:
@@ -154,7 +147,7 @@ class SklearnNetMixin:
         self : object
             The net.
         """
-        if not callable(self.module):
+        if not callable(self.module) or (isinstance(self.module, type) and not issubclass(self.module, nn.Module)):
             raise TypeError(f"module={self.module!r} is neither a Module nor a class or function that makes one.")
         kwargs, has_data = self.get_params_for("module"), hasattr(self, "n_features_in_")
         if has_data and not isinstance(self.module, nn.Module):
@@ -169,6 +162,8 @@ class SklearnNetMixin:
                 f"{type(self).__name__} takes the sizes of its module from data: call fit or partial_fit, or give "
                 f"them as module__... parameters ({error})."
             ) from error
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module={self.module!r} makes a {type(module).__name__}, which is no Module.")
         module = copy.deepcopy(module) if module is self.module else module
         self.module_ = module.to(self._run_device, getattr(self, "_dtype", torch.get_default_dtype()))
         return self

@@ -5,6 +5,7 @@ Blocks and the parameter `structure` enter; groups of columns leave.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 
 from .gradients import Block
 
@@ -51,6 +52,11 @@ def blocks_of_sizes(blocks: Sequence[int | Block] | None, n_features: int) -> tu
     """Return blocks for features of a plain array, from their sizes; one block where none are given."""
     if blocks is None:
         return (Block("features", (n_features,), 0),)
+    sizes = isinstance(blocks, Sequence) and all(
+        isinstance(block, Block) or (isinstance(block, Integral) and block > 0) for block in blocks
+    )
+    if not sizes:
+        raise ValueError(f"blocks={blocks!r} is no sequence of positive integers or Blocks.")
     made, start = [], 0
     for i, block in enumerate(blocks):
         name, shape = (block.name, block.shape) if isinstance(block, Block) else (f"block{i}.features", (int(block),))

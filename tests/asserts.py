@@ -1,10 +1,14 @@
 """Laws, as functions and contexts that assert them."""
 
+import linecache
+import re
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.exceptions import NotFittedError
 
 
 def as_array(values):
@@ -84,3 +88,31 @@ def is_mapped(featurizer):
         if start <= address < end:
             return "joblib" in line
     return False
+
+
+_ERRORS = (ValueError, TypeError, MemoryError, AttributeError, IndexError, NotFittedError, UserWarning)
+_PARAMETER = re.compile(
+    "unexpected (keyword )?argument|empty parameter list|Invalid learning rate|callback|nonlinearity|use_caching"
+)
+
+
+def documented(error):
+    """Return whether an error is one that this package raises itself, or that says enough where it comes from.
+
+    That is a ``raise`` of its own, scikit-learn's validation, skorch's and torch's words about unknown parameters, and
+    NumPy's about an index.
+    """
+    modules = [frame.f_globals.get("__name__") or "" for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not isinstance(error, _ERRORS):
+        return False
+    if modules[-1].startswith("sklearn_gradspace"):
+        return is_own(error) or isinstance(error, IndexError) or bool(_PARAMETER.search(str(error)))
+    validated = any(name.startswith(("sklearn.utils", "sklearn.base")) for name in modules)
+    return validated or (modules[-1].startswith(("skorch", "torch")) and bool(_PARAMETER.search(str(error))))
+
+
+def is_own(error):
+    """Return whether a line of this package raised an error, or warned."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith(("raise", "warnings.warn"))
+    return raised and (frame.f_globals.get("__name__") or "").startswith("sklearn_gradspace")

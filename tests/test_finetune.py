@@ -5,11 +5,9 @@ import pytest
 import torch
 from asserts import as_array, assert_close, random_state_untouched, untouched
 from cases import BY_NAME
-from skorch import NeuralNetClassifier
 from torch import nn
 
 from sklearn_gradspace import EdgeImportance, finetune, prune
-from sklearn_gradspace import _finetune as module
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.modules import MLP
 
@@ -139,21 +137,6 @@ def test_what_picks_the_logits():
     assert not torch.equal(tuned.body.weight, case.net().body.weight)
 
 
-@pytest.mark.parametrize(
-    ("mask", "y", "message"),
-    [
-        ({"0.weight": np.zeros((5, 6), bool)}, [0, 1, 2, 0, 1], "mask chooses no entry"),
-        ({"0.weight": np.ones((5, 5), bool)}, [0, 1, 2, 0, 1], r"of shape \(5, 6\)"),
-        ({"0.weight": np.ones((5, 6), bool)}, [0, 1, 2, 0, 9], "unknown to the net"),
-        ({"0.weight": np.ones((5, 6), bool)}, [0, 1, 2], "inconsistent numbers of samples"),
-    ],
-)
-def test_bad_input(mask, y, message):
-    case = BY_NAME["mlp of three layers"]
-    with pytest.raises(ValueError, match=message):
-        finetune(case.net(), case.X, y, mask)
-
-
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
 def test_rows_of_numbers_are_cast_as_the_engine_casts_them(dtype):
     net = MLP(6, 3)
@@ -179,32 +162,10 @@ def test_rows_that_are_read_only():
     finetune(case.net(), X, y, EdgeImportance(case.net()).fit(X, y).mask(), max_epochs=1)
 
 
-def test_errors_say_what_to_do():
+def test_batches_of_one_row_have_no_statistics():
     case = BY_NAME["mlp of three layers"]
-    (X, y), net, mask = data(case), case.net(), {"0.weight": np.ones((5, 6), bool)}
-    for option in ({"class_weight": "balanced"}, {"classes": [0, 1]}, {"module": net}):
-        with pytest.raises(TypeError, match=f"finetune takes no {next(iter(option))}"):
-            finetune(net, X, y, mask, **option)
-    with torch.no_grad():
-        net[0].weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="net returns NaN or infinity"):
-        finetune(net, X, y, mask)
-    returns_tuple = BY_NAME["returns a tuple"].net()
-    with pytest.raises(ValueError, match="net must return logits of shape"):
-        finetune(returns_tuple, X, y, {"body.weight": np.ones((5, 6), bool)})
-    with_softmax = nn.Sequential(nn.Linear(6, 3), nn.Softmax(1))
-    with_softmax = NeuralNetClassifier(with_softmax, max_epochs=1, train_split=None, verbose=0)
-    with pytest.raises(ValueError, match="criterion NLLLoss"):
-        finetune(with_softmax.fit(X.astype(np.float32), y), X, y, {"0.weight": np.ones((3, 6), bool)})
+    (X, y), mask = data(case), {"0.weight": np.ones((5, 6), bool)}
     normalised = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     with pytest.raises(ValueError, match="iterator_train__drop_last=True"):
         finetune(normalised, X, y, mask, update_statistics=True, batch_size=4)
     finetune(normalised, X, y, mask, update_statistics=True, batch_size=4, iterator_train__drop_last=True)
-
-
-def test_chosen_entries_are_a_module():
-    case = BY_NAME["mlp of three layers"]
-    net = case.net()
-    chosen = module.ChosenEntries(case.net(), {"0.weight": torch.from_numpy(np.tri(5, 6) > 0)})
-    assert [p.shape for p in chosen.parameters() if p.requires_grad] == [(int(np.tri(5, 6).sum()),)]
-    assert_close(chosen(torch.from_numpy(case.X)), net(torch.from_numpy(case.X)))

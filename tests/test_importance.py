@@ -396,39 +396,6 @@ def test_a_class_without_rows_has_no_importances():
         again.importances_of(0)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "y", "message"),
-    [
-        ({"criterion": np.array(["fisher", "magnitude"])}, None, "is none of"),
-        ({"criterion": "saliency"}, None, "criterion='saliency' is none of"),
-        ({"labels": "wrong"}, None, "labels='wrong' is none of"),
-        ({"labels": "true"}, None, "requires y to be passed"),
-        ({"percentile": 0}, None, r"percentile=0 is not in \(0, 100\]"),
-        ({"batch_size": 0}, None, "batch_size=0 is neither"),
-        ({"layers": ["9.weight"]}, None, "no trainable parameter matches"),
-        ({"criterion": "magnitude", "per_class": True}, None, "knows no classes"),
-        ({}, [0, 1, 2, 0, 7], "unknown to the net"),
-        ({}, [0.5, 1.5, 2.0, 0.1, 0.2], "Unknown label type"),
-    ],
-)
-def test_bad_input(parameters, y, message):
-    case = BY_NAME["mlp of two layers"]
-    with pytest.raises(ValueError, match=message):
-        EdgeImportance(case.net(), **parameters).fit(case.X, y)
-
-
-@pytest.mark.parametrize("keep", [0, -0.1, 1.1, np.nan, True, "0.1"])
-def test_keep_is_a_share(keep):
-    case = BY_NAME["mlp of two layers"]
-    found = EdgeImportance(case.net()).fit(case.X)
-    with pytest.raises(ValueError, match="keep="):
-        found.mask(keep)
-    with pytest.raises(ValueError, match="scope="):
-        found.mask(scope="unit")
-    with pytest.raises(ValueError, match="per_class=True"):
-        found.mask(label=1)
-
-
 def test_gradients_that_overflow_are_refused():
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():

@@ -89,23 +89,6 @@ def test_axes_are_those_given_and_classes_can_be_drawn():
     assert display.plot().ax_ is not ax
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("mlp of three layers", {"kind": "pie"}, "kind='pie' is none of"),
-        ("mlp of three layers", {"kind": "filters"}, "kind='filters' needs"),
-        ("conv2d", {"kind": "filters", "layer": "9"}, "layer='9' is none"),
-        ("conv2d", {"kind": "filters", "n_filters": 0}, "n_filters == 0"),
-        ("mlp of three layers", {"kind": "graph", "n_edges": 0}, "n_edges == 0"),
-        ("branches", {"kind": "graph"}, "'right.weight' does not take what comes before it"),
-        ("mlp of three layers", {"kind": "agreement"}, "needs `other`"),
-    ],
-)
-def test_bad_input(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        EdgeImportanceDisplay.from_estimator(fitted(name), **options)
-
-
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()

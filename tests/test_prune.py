@@ -8,7 +8,6 @@ import pytest
 import torch
 from asserts import as_array, assert_close, untouched
 from cases import BY_NAME
-from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
@@ -155,25 +154,3 @@ def test_a_skorch_net_and_a_pickle():
     pruned = prune(net, EdgeImportance(net).fit(X).mask(0.5))
     again = pickle.loads(pickle.dumps(pruned))
     assert_close(again(torch.from_numpy(X)), pruned(torch.from_numpy(X)))
-
-
-@pytest.mark.parametrize(
-    ("mask", "error", "message"),
-    [
-        ({"9.weight": np.ones((5, 6), bool)}, ValueError, "mask names '9.weight', but the parameters of net are"),
-        ({"0.weight": np.ones((6, 5), bool)}, ValueError, r"must be True and False of shape \(5, 6\)"),
-        ({"0.weight": np.ones((5, 6))}, ValueError, "dtype torch.float64"),
-        ({}, TypeError, "mask must be a dict"),
-        (np.ones(30, bool), TypeError, "mask must be a dict"),
-    ],
-)
-def test_masks_that_do_not_match(mask, error, message):
-    with pytest.raises(error, match=message):
-        prune(BY_NAME["mlp of three layers"].net(), mask)
-
-
-def test_what_is_no_net():
-    with pytest.raises(TypeError, match="net must be a torch Module or a fitted skorch net"):
-        prune(None, {"weight": np.ones(1, bool)})
-    with pytest.raises(NotFittedError, match="a skorch net that is not fitted"):
-        prune(NetClassifier(nn.Linear), {"weight": np.ones(1, bool)})

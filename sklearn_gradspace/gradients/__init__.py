@@ -11,7 +11,7 @@ from ._features import GradientFeatures
 from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._forward import leaves
 from ._gram import GradientGram, GradientTile
-from ._mask import as_mask
+from ._mask import as_bool, as_mask
 from ._memmap import GradientMemmap, to_memmap
 from ._memory import free_bytes, require_memory
 from ._moments import ScoreMoments
@@ -23,7 +23,7 @@ from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
 from ._selection import SELECTIONS
-from ._sharing import own_copy, packed, shared_copy
+from ._sharing import check_device, own_copy, packed, shared_copy
 
 __all__ = [
     "DTYPES",
@@ -54,9 +54,11 @@ __all__ = [
     "Whitening",
     "add_powers",
     "add_survivals",
+    "as_bool",
     "as_mask",
     "as_table",
     "by_torchs_names",
+    "check_device",
     "check_finite",
     "check_gradients",
     "free_bytes",

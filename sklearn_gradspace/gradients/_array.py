@@ -151,9 +151,12 @@ class GradientArray:
         """
         if self.augment is None:
             return self
-        X = np.asarray(self.augment(self.X.copy(), generator), dtype=self.X.dtype)  # it may write over what it gets
-        if X.shape != self.X.shape:
-            raise ValueError(f"augment returned rows of shape {X.shape} for rows of shape {self.X.shape}.")
+        X = np.asarray(self.augment(self.X.copy(), generator))  # it may write over what it gets
+        if X.shape != self.X.shape or X.dtype.kind not in "buif":
+            raise ValueError(
+                f"augment returned rows of shape {X.shape} and dtype {X.dtype} for rows of shape {self.X.shape}: they "
+                "have to be real numbers of the same shape."
+            )
         return GradientArray(self.features, X)
 
     def outputs(self) -> Tensor:

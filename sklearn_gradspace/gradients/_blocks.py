@@ -119,6 +119,8 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
     ValueError
         Where the net has no parameters, all of them are frozen, or a pattern matches none.
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch Module, not {type(net).__name__}.")
     named = dict(net.named_parameters())
     if not named:
         raise ValueError(f"net has no parameters: {type(net).__name__} has no gradient space.")
@@ -133,9 +135,9 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
             "all parameters of net are frozen (requires_grad=False): unfreeze those whose gradients are wanted with "
             "parameter.requires_grad_()."
         )
-    if layers == "all":
+    if isinstance(layers, str) and layers == "all":
         return trainable
-    if layers == "weights":
+    if isinstance(layers, str) and layers == "weights":
         weights = {name: p for name, p in trainable.items() if not _is_bias(name)}
         if not weights:
             raise ValueError(f"layers='weights' leaves nothing: net has only {', '.join(trainable)}. Use layers='all'.")

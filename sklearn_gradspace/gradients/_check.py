@@ -106,6 +106,8 @@ def check_gradients(
     True
     """
     X = np.asarray(X)
+    if X.dtype.kind not in "buif" or X.ndim < 1 or not len(X):
+        raise ValueError(f"X must hold real numbers, of one row at least; it has shape {X.shape} and dtype {X.dtype}.")
     options = {"layers": layers, "device": device, "scalar": scalar, "output": output}
     exact, working = (GradientEngine(net, X, **options, dtype=d) for d in ("float64", dtype))  # type: ignore[arg-type]
     truth = _loop(exact, X)

@@ -23,7 +23,7 @@ from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
-from ._sharing import packed, shared_copy, usable
+from ._sharing import check_device, packed, shared_copy, usable
 from ._trial import try_out
 
 DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
@@ -109,10 +109,11 @@ class GradientEngine:
         output: Callable | None = None,
         dtype: str | None = None,
     ) -> None:
-        if not callable(scalar) and scalar not in SCALARS:
+        if not callable(scalar) and not (isinstance(scalar, str) and scalar in SCALARS):
             raise ValueError(f"scalar={scalar!r} is none of {', '.join(map(repr, SCALARS))}, and no function.")
-        if dtype not in DTYPES:
+        if not (dtype is None or isinstance(dtype, str)) or dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, DTYPES))}.")
+        check_device(device)
         self.net, self.scalar, self.target, self.output, self.precision = net, scalar, device, output, dtype
         self.blocks = make_blocks(choose_parameters(net, layers))
         self.n_params = sum(block.size for block in self.blocks)
@@ -141,6 +142,9 @@ class GradientEngine:
         chosen = {block.name for block in self.blocks}
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in chosen)
+        for layer in module.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.register_forward_pre_hook(_in_usual_order)
         return module
 
     @property
@@ -501,3 +505,15 @@ class GradientEngine:
             fit = int(self.n_params * free / n_bytes)
             text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
         return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
+
+
+def _in_usual_order(layer: nn.GroupNorm, args: tuple) -> tuple:
+    """Return the arguments of a group norm, images in the usual order of memory.
+
+    With channels last torch writes the gradient of images also where nobody asked for it and there is no place for it,
+    of which the process dies (2.13, on the CPU).
+    """
+    images, *more = args
+    if images.ndim < 4 or images.stride(1) != 1:
+        return args
+    return images.clone(memory_format=torch.contiguous_format), *more

@@ -4,7 +4,7 @@ Two sets of rows enter; the matrix of their kernel leaves. Jacot, Gabriel and Ho
 empirical neural tangent kernel; that of the logits is the mean over them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, reduce
 
@@ -268,10 +268,16 @@ class GradientGram:
     def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:
         if self.views is None:
             return [X]
-        views = [np.asarray(view) for view in self.views(X.copy())]
-        wrong = [view.shape for view in views if view.shape != X.shape]
+        returned = self.views(X.copy())
+        views = [np.asarray(view) for view in returned] if isinstance(returned, Iterable) else []
+        wrong = [
+            (view.shape, view.dtype.name) for view in views if view.shape != X.shape or view.dtype.kind not in "buif"
+        ]
         if wrong or not views:
-            raise ValueError(f"views must return arrays of shape {X.shape}, that of its rows; it returned {wrong}.")
+            raise ValueError(
+                f"views must return arrays of shape {X.shape}, that of its rows, of real numbers; it returned "
+                f"{wrong or 'none'}."
+            )
         return views
 
     @property

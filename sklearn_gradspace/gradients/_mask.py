@@ -25,7 +25,7 @@ def as_mask(edges: object, blocks: Sequence[Block]) -> np.ndarray | None:
     by_name = {block.name: block for block in blocks}
     n_params = sum(block.size for block in blocks)
     if not isinstance(edges, Mapping):
-        columns = _as_bool(edges, (n_params,), "edges")
+        columns = as_bool(edges, (n_params,), "edges")
     else:
         unknown = [name for name in edges if name not in by_name]
         if unknown:
@@ -33,7 +33,7 @@ def as_mask(edges: object, blocks: Sequence[Block]) -> np.ndarray | None:
         columns = np.ones(n_params, bool)
         for name, entries in edges.items():
             block = by_name[name]
-            columns[block.slice] = _as_bool(entries, block.shape, f"edges[{name!r}]").ravel()
+            columns[block.slice] = as_bool(entries, block.shape, f"edges[{name!r}]").ravel()
     if not columns.any():
         raise ValueError("edges keeps no entry of any parameter: at least one has to be True.")
     return None if columns.all() else columns
@@ -56,8 +56,12 @@ def entry_names(mask: np.ndarray, block: Block) -> list[str]:
     return [f"{block.name}[{','.join(map(str, index))}]" for index in kept]
 
 
-def _as_bool(entries: object, shape: tuple[int, ...], name: str) -> np.ndarray:
-    array = entries.detach().cpu().numpy() if isinstance(entries, Tensor) else np.asarray(entries)
+def as_bool(entries: object, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Return an array, or a tensor, of truth values of a shape as an array; say what else `name` is."""
+    try:
+        array = entries.detach().cpu().numpy() if isinstance(entries, Tensor) else np.asarray(entries)
+    except ValueError:  # lists of several lengths
+        array = np.empty(0)
     if array.dtype != bool or array.shape != shape:
         raise ValueError(
             f"{name} must be an array of True and False of shape {shape}; it is of shape {array.shape} and dtype "

@@ -32,6 +32,14 @@ def own_copy(net: nn.Module) -> nn.Module:
         return copy.deepcopy(net, {id(t): _like(t, t.detach().clone()) for t in _tensors(net)})
 
 
+def check_device(device: torch.device | str | None) -> None:
+    """Raise ValueError where nothing can be computed on `device`; None is any."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
 def usable(device: torch.device | str) -> torch.device:
     """Return `device`, or the CPU with a warning where a CUDA device is meant and there is none."""
     device = torch.device(device)

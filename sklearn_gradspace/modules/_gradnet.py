@@ -60,6 +60,10 @@ class GradNet(nn.Module):
         super().__init__()
         if not callable(activation) and (not isinstance(activation, str) or activation not in ACTIVATIONS):
             raise ValueError(f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}, nor a callable.")
+        if callable(activation):
+            tried = activation(torch.zeros(1, 2))
+            if not isinstance(tried, Tensor) or tried.shape != (1, 2):
+                raise ValueError(f"activation={activation!r} must map a tensor to one of its shape.")
         self.groups = [list(group) for group in groups]
         self.activation = activation
         self.hidden = nn.ModuleList(

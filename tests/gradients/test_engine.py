@@ -277,3 +277,17 @@ def test_half_precision_gives_single_precision_gradients(device):
     gradients = case.engine(device, net=net)(case.X)
     assert gradients.dtype == torch.float32
     assert_close(gradients, reference.gradients(net.double(), case.X), 0.05)
+
+
+@pytest.mark.parametrize("size", [3, 2])
+@pytest.mark.parametrize("kind", ["frozen before", "first layer"])
+def test_group_norm_whose_input_has_no_gradient(kind, size):
+    """torch dies there where channels come last, as the engine has them: not at once, but soon."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(6, 6, 2).requires_grad_(kind == "first layer")
+    layers = [convolution, nn.GroupNorm(2, 6)] if kind == "frozen before" else [nn.GroupNorm(2, 6), convolution]
+    net = nn.Sequential(*layers, nn.Tanh(), nn.Flatten(), nn.Linear(6 * (size - 1) ** 2, 3)).double()
+    X = np.random.default_rng(0).normal(size=(4, 6, size, size))
+    for _ in range(20):
+        found = GradientEngine(net, X, "all")(X)
+    assert_close(found, reference.gradients(net, X))
