@@ -62,7 +62,14 @@ class _NoReport:
     def __init__(self, *args, **data) -> None:
         pass
 
-    begin_epoch = end_epoch = end = __init__
+    def begin_epoch(self, estimator) -> None:
+        pass
+
+    def end_epoch(self, estimator) -> bool:
+        return False
+
+    def end(self, estimator) -> None:
+        pass
 
 
 def fit_report(estimator, max_subtasks: int = 0, **data) -> FitReport | _NoReport:

@@ -81,8 +81,9 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         `blocks`.
     output_dir : str or path, optional
         Directory of the files of ``output="memmap"``. A file is named by a fingerprint of the rows, the net and all
-        that the features depend on, so that it is found again and never mixed with others. A run that was killed goes
-        on where it was, to the same bytes. The files stay until you remove them.
+        that the features depend on, so that it is found again and never mixed with others; but of functions and of a
+        net's `forward` the name counts, not the code. A run that was killed goes on where it was, to the same bytes.
+        The files stay until you remove them.
     scalar : {"cross_entropy", "log_probability", "logit"} or callable, default="cross_entropy"
         What is differentiated, once for each candidate label. "cross_entropy" and "log_probability" of the label, where
         a net with one output has its logit of the second of two labels. "logit": each output of the net, whatever it

@@ -154,5 +154,6 @@ def _is_curve(name, value) -> bool:
 
 def _best_epoch(net) -> int | None:
     """Return the epoch that early stopping went back to, if it did."""
-    found = [c.best_epoch_ for _, c in net.callbacks_ if isinstance(c, EarlyStopping) and c.load_best]
+    # A net from a file has callbacks that have seen no epoch.
+    found = [getattr(c, "best_epoch_", None) for _, c in net.callbacks_ if isinstance(c, EarlyStopping) and c.load_best]
     return found[-1] if found else None

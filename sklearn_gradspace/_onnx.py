@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ._ecopt import ECOptClassifier, ECOptRegressor
+from ._persistence._file import replacing
 from .gradients import own_copy
 
 
@@ -27,8 +28,8 @@ class _Predictions(nn.Module):
     def __init__(self, estimator: ECOptClassifier | ECOptRegressor, scalers: Sequence[StandardScaler]) -> None:
         super().__init__()
         self.net, self.dtype = own_copy(estimator.module_).cpu().eval(), estimator._dtype
-        offsets = [0.0 if scaler.mean_ is None else scaler.mean_ for scaler in scalers]
-        divisors = [1.0 if scaler.scale_ is None else scaler.scale_ for scaler in scalers]
+        offsets = [scaler.mean_ if scaler.with_mean else 0.0 for scaler in scalers]  # which it has in any case
+        divisors = [scaler.scale_ if scaler.with_std else 1.0 for scaler in scalers]
         self.scales = [tuple(map(torch.as_tensor, pair)) for pair in zip(offsets, divisors)]
 
     def outputs(self, X: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def to_onnx(estimator: ECOptClassifier | ECOptRegressor | Pipeline, path: str | 
         warnings.simplefilter("ignore")  # of what is going on inside torch and onnxscript
         program = torch.onnx.export(
             predictions.eval(),
-            (torch.zeros(2, *last._sample_shape),),
+            (torch.zeros(2, *last._sample_shape, dtype=torch.float32),),
             input_names=["X"],
             output_names=list(predictions.names),
             dynamic_shapes={"X": {0: torch.export.Dim("n")}},
@@ -123,13 +124,5 @@ def to_onnx(estimator: ECOptClassifier | ECOptRegressor | Pipeline, path: str | 
         )
     if isinstance(last, ECOptClassifier):
         program.model.metadata_props["classes"] = json.dumps(last.classes_.tolist())
-    _write(program, Path(path))
-
-
-def _write(program: torch.onnx.ONNXProgram, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(Path(path)) as temporary:
         program.save(temporary, external_data=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

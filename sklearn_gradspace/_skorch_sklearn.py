@@ -105,7 +105,9 @@ class SklearnNetMixin:
         # skorch pickles modules to bytes at once, by a pickler that knows no class of __main__. It does so for the sake
         # of CUDA; on the CPU the modules travel like everything else.
         on_cpu = all(p.device.type == "cpu" for p in getattr(self, "module_", nn.Module()).parameters())
-        return vars(self).copy() if on_cpu else super().__getstate__()  # type: ignore[return-value]
+        state: dict = vars(self).copy() if on_cpu else super().__getstate__()  # type: ignore[assignment]
+        state.pop("_report", None)  # of a fit that is going on
+        return state
 
     def __setstate__(self, state: dict) -> None:
         if "__cuda_dependent_attributes__" not in state:

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import EpochScoring
 from skorch.dataset import ValidSplit
 
-from sklearn_gradspace import ECOptClassifier, ECOptRegressor, GradNetClassifier, HistoryDisplay
+from sklearn_gradspace import ECOptClassifier, ECOptRegressor, GradNetClassifier, HistoryDisplay, load, save
 
 X, y = load_iris(return_X_y=True)
 
@@ -41,11 +41,13 @@ def test_losses_and_scores_are_those_of_the_history():
     assert display.figure_ is display.axes_[0].figure
 
 
-def test_the_epoch_that_early_stopping_went_back_to():
+def test_the_epoch_that_early_stopping_went_back_to(tmp_path):
     stopped = GradNetClassifier(early_stopping=True, n_iter_no_change=2, max_epochs=60, lr=0.1, random_state=0)
     stopped.fit(X, y)
     losses = stopped.history[:, "valid_loss"]
     assert HistoryDisplay.from_estimator(stopped).best_epoch == 1 + int(np.argmin(losses)) < len(losses)
+    save(stopped, tmp_path / "stopped")
+    assert HistoryDisplay.from_estimator(load(tmp_path / "stopped")).best_epoch is None  # files lack it
 
 
 def test_axes_of_ones_own_and_styles():

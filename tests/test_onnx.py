@@ -39,9 +39,10 @@ def conv():
     )
 
 
+@pytest.mark.parametrize("scaler", [{}, {"with_mean": False}, {"with_std": False}])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_probabilities_and_labels_of_an_mlp_for_batches_of_any_size(dtype, tmp_path):
-    scaled = make_pipeline(StandardScaler(), ECOptClassifier((8,), max_epochs=3, random_state=0))
+def test_probabilities_and_labels_of_an_mlp_for_batches_of_any_size(dtype, scaler, tmp_path):
+    scaled = make_pipeline(StandardScaler(**scaler), ECOptClassifier((8,), max_epochs=3, random_state=0))
     model = scaled.fit(X.astype(dtype), LABELS)
     session = exported(model, tmp_path / "model.onnx")
     for n in (1, 2, 150):

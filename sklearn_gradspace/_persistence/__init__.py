@@ -98,6 +98,11 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
     ImportError
         Where safetensors is not installed.
 
+    Notes
+    -----
+    Paths that are parameters, such as `memory` of a pipeline and `output_dir`, are used by a later `fit` or
+    `transform`.
+
     Warns
     -----
     InconsistentVersionWarning

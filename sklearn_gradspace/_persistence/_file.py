@@ -5,8 +5,11 @@ A content, of which JSON can be made, and tensors enter and leave.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -19,12 +22,18 @@ def write_file(path: Path, content: dict, tensors: dict[str, Tensor]) -> None:
     text = json.dumps(content, allow_nan=False)
     metadata = {"format": _FORMAT, "version": _VERSION, "sha256": _checksum(text, tensors), "content": text}
     written = _safetensors().torch.save(tensors, metadata)  # its save_file makes files that their owner alone may read
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(written)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a file that in the end takes the place of `path`, if all went well."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(written)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -33,14 +42,14 @@ def write_file(path: Path, content: dict, tensors: dict[str, Tensor]) -> None:
 def read_file(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Return the content and the tensors of a file; raise ValueError where they are not as they were written."""
     safetensors = _safetensors()
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         with safetensors.safe_open(path, "pt") as file:  # it refuses a header that the file's size does not bear out
             metadata = file.metadata() or {}
             _check_format(path, metadata)
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  it is no dict
-    except (safetensors.SafetensorError, OSError) as error:
+    except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged, or no file that save wrote: {error}") from error
     text = metadata.get("content", "")
     if _checksum(text, tensors) != metadata.get("sha256"):

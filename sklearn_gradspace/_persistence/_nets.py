@@ -65,8 +65,11 @@ def _read_net(reader: Reader, node: dict) -> nn.Module:
         return _given_net(reader, node)
     if "arguments" in node:
         layer = known(_LAYERS, node["class"], "layer")
+        arguments = reader.nodes(node["arguments"])
+        if unknown := sorted(arguments.keys() - set(_argument_names(layer))):
+            raise ValueError(f"the file has arguments of {node['class']} that save does not write: {unknown}.")
         with torch.device("meta"):  # where nothing is allocated, whatever the arguments
-            net = layer(**reader.nodes(node["arguments"]))
+            net = layer(**arguments)
         _set_tensors(net, reader.nodes(node["tensors"]), node["class"])
     else:
         container, attributes = known(_CONTAINERS, node["class"], "module")
@@ -152,10 +155,14 @@ def _own_attributes(module: nn.Module) -> dict[str, Any]:
 
 def _arguments(layer: nn.Module) -> dict[str, Any]:
     """Return what a layer was made with: arguments are attributes of the same names, and a bias is there or not."""
-    parameters = signature(type(layer)).parameters.values()
-    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name[0] != "_"]
-    values = {name: getattr(layer, name) for name in names if name not in ("device", "dtype")}
+    values = {name: getattr(layer, name) for name in _argument_names(type(layer))}
     return {name: value is not None if name == "bias" else value for name, value in values.items()}
+
+
+def _argument_names(layer: type) -> list[str]:
+    parameters = signature(layer).parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name[0] != "_"]
+    return [name for name in names if name not in ("device", "dtype")]
 
 
 add_kind(Kind("net", _write_net, _read_net, shared=True), families=(nn.Module,))

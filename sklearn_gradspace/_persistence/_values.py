@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from .._base_net import trained_module
 from .._rows import RowDataset
+from ..gradients import require_memory
 from ..gradients._sharing import tensor_of, usable
 from ..modules import MLP, GradNet, GradNetCNN
 from ._tree import Kind, Path, Reader, Writer, add_kind, known
@@ -21,19 +23,19 @@ _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dty
 _FUNCTIONS = {f"torch.{name}": getattr(torch, name) for name in ("relu", "sigmoid", "sin", "square", "tanh")}
 
 
-def _public(module: Any, base: type, suffix: str = "") -> dict[str, type]:
+def _public(module: Any, base: type) -> dict[str, type]:
     """Return the classes of a module of torch's that are subclasses of `base`, by their names."""
     return {
         f"{module.__name__}.{name}": value
         for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, base) and name.endswith(suffix)
+        if isinstance(value, type) and issubclass(value, base)
     }
 
 
-# Classes that are parameters of skorch nets. To be named does not call them: skorch does, in fit, as it is used to.
+# Classes that are parameters of skorch nets, which make losses and optimizers of them: none allocates what it is told.
 _CLASSES: dict[str, type] = {
     **_public(torch.optim, Optimizer),
-    **_public(nn, nn.Module, "Loss"),
+    **{name: of for name, of in _public(nn, nn.modules.loss._Loss).items() if "Linear" not in name},
     "torch.utils.data.DataLoader": DataLoader,
     "skorch.dataset.Dataset": Dataset,
     "sklearn_gradspace.RowDataset": RowDataset,
@@ -69,8 +71,12 @@ def _write_scalar(writer: Writer, value: np.generic, path: Path) -> dict:
 
 
 def _read_scalar(reader: Reader, node: dict) -> np.generic:
-    dtype = node["dtype"]
-    return np.str_(node["value"]) if dtype.startswith("U") else np.dtype(dtype).type(reader.node(node["value"]))
+    if node["dtype"].startswith("U"):
+        return np.str_(node["value"])
+    dtype = np.dtype(node["dtype"])
+    if dtype.kind not in _NUMBERS:
+        raise ValueError(f"the file has a scalar of dtype {dtype}, which save does not write.")
+    return dtype.type(reader.node(node["value"]))
 
 
 def _write_array(writer: Writer, value: np.ndarray, path: Path) -> dict:
@@ -80,6 +86,8 @@ def _write_array(writer: Writer, value: np.ndarray, path: Path) -> dict:
         values = [writer.node(item, path) for item in value.ravel().tolist()]
         return {"dtype": value.dtype.kind, "shape": list(value.shape), "values": values}
     try:
+        if any(stride < 0 for stride in value.strides):  # of which torch has no views
+            value = value.copy()
         return writer.store(tensor_of(np.asarray(value)))
     except (TypeError, ValueError) as error:  # an order of bytes, or a precision, that torch lacks
         raise writer.refusal(path, f"is an array of dtype {value.dtype}") from error
@@ -91,7 +99,12 @@ def _read_array(reader: Reader, node: dict) -> np.ndarray:
     values = np.empty(len(node["values"]), object)
     for i, item in enumerate(node["values"]):
         values[i] = reader.node(item)
-    return values.reshape(node["shape"]).astype(known({"U": str, "O": object}, node["dtype"], "dtype"))
+    dtype = known({"U": str, "O": object}, node["dtype"], "dtype")
+    if dtype is str:  # all are as long as the longest
+        require_memory(
+            4 * len(values) * max((len(item) for item in values), default=0), "an array of texts in the file"
+        )
+    return values.reshape(node["shape"]).astype(dtype)
 
 
 def _write_tensor(writer: Writer, value: Tensor, path: Path) -> dict:
@@ -151,9 +164,9 @@ def _read_class(reader: Reader, node: dict) -> type:
     if "net" not in node:
         return known(_CLASSES, node["name"], "class")
     nets = reader.net.values() if isinstance(reader.net, dict) else [reader.net]
-    for net in nets:
-        if qualified_name(type(net)) == node["net"]:
-            return type(net)
+    for module in map(trained_module, nets):
+        if qualified_name(type(module)) == node["net"]:
+            return type(module)
     raise ValueError(f"the file names {node['net']} as a class of nets: pass load(path, net=...) one of that class.")
 
 

@@ -83,7 +83,7 @@ def add_powers(moments: ScoreMoments, engine: GradientEngine, X: np.ndarray, of:
         for block in engine.blocks:
             if block.name in gradients.factors:
                 deltas, inputs = (factor.abs() for factor in gradients.factors[block.name])
-                scale = 1.0 if p == 1 else _power(deltas, p) * _power(inputs, p)
+                scale = 1.0 if p == 1 else _power(deltas, p, (0, 1)).view(-1, 1) * _power(inputs, p)
                 moments.add_products(block.name, _weighted(deltas, weights), inputs, groups, start, scale)
                 continue
             for rows, part in gradients.parts(block.name, CACHE_BYTES, by_tap=True):
@@ -110,15 +110,15 @@ def add_survivals(moments: ScoreMoments, features: GradientFeatures, X: np.ndarr
     moments.count(groups)
 
 
-def _power(magnitudes: Tensor, p: int) -> Tensor:
-    """Raise in place to a power after a division by the largest; return what that divided by, of shape (1,), as double.
+def _power(magnitudes: Tensor, p: int, axes: tuple[int, ...] = ()) -> Tensor:
+    """Raise in place to a power after a division by the largest, along `axes` or of all; return what that divided by.
 
     The square of a squared gradient would else leave the range of single precision.
     """
-    largest = magnitudes.amax().view(1)
+    largest = magnitudes.amax(axes)
     largest = torch.where(largest == 0, 1, largest)
     magnitudes.div_(largest).pow_(p)
-    return largest.double() ** p
+    return largest.double().view(-1) ** p
 
 
 def _weighted(scores: Tensor, weights: Tensor | None) -> Tensor:

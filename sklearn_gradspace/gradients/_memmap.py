@@ -35,10 +35,13 @@ class GradientMemmap(np.memmap):
     blocks: tuple[Block, ...] | None = None
     _mmap: mmap.mmap | None  # of which np.memmap says nothing
 
-    def __array_finalize__(self, obj) -> None:
-        super().__array_finalize__(obj)
-        if isinstance(obj, GradientMemmap) and self.ndim == obj.ndim == 2 and self.shape[1] == obj.shape[1]:
-            self.n_labels, self.blocks = obj.n_labels, obj.blocks
+    def __getitem__(self, index):
+        taken = super().__getitem__(index)
+        columns = index[1:] if isinstance(index, tuple) else ()
+        whole_rows = all(c is Ellipsis or (isinstance(c, slice) and c == slice(None)) for c in columns)
+        if isinstance(taken, GradientMemmap) and taken.ndim == 2 and whole_rows:
+            taken.n_labels, taken.blocks = self.n_labels, self.blocks
+        return taken
 
     def __reduce__(self):
         if self._mmap is None or not self.flags.c_contiguous:
@@ -85,7 +88,7 @@ def to_memmap(array: GradientArray, directory, n_jobs: int | None = None, verbos
     path = Path(directory).absolute() / f"features-{key}.npy"
     path.parent.mkdir(parents=True, exist_ok=True)
     header = _header(array)
-    n_done = _rows_done(path, key)
+    n_done = _rows_done(path, key, len(header) + array.nbytes)
     if n_done < len(array):
         _require_disk(path, array)
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
@@ -101,10 +104,12 @@ def to_memmap(array: GradientArray, directory, n_jobs: int | None = None, verbos
 
 def fingerprint(array: GradientArray) -> str:
     """Return what tells features of some rows from all others: a hash of rows, net and map to features."""
+    from .. import __version__
+
     features, engine = array.features, array.features.engine
     of_map = {field.name: getattr(features, field.name) for field in fields(features) if field.name != "engine"}
     of_engine = (packed(engine.net), engine.scalar, engine.output, engine.precision, engine.device.type)
-    made_by = repr(engine.blocks), str(engine.rules), engine.channels_last
+    made_by = repr(engine.blocks), str(engine.rules), engine.channels_last, __version__
     try:
         return joblib.hash((array.X, of_map, of_engine, made_by))
     except (pickle.PicklingError, AttributeError) as error:
@@ -136,17 +141,21 @@ def _record(path: Path, key: str, n_done: int) -> None:
         os.fsync(file.fileno())
 
 
-def _rows_done(path: Path, key: str) -> int:
+def _rows_done(path: Path, key: str, size: int) -> int:
     """Return how many rows of the file are recorded, or raise ValueError if the record is of other features."""
-    if not path.exists() or not path.with_suffix(".done").exists():
+    record = path.with_suffix(".done")
+    if not record.exists():
         return 0
-    lines = [line.split() for line in path.with_suffix(".done").read_text(errors="replace").split("\n")]
+    lines = [line.split() for line in record.read_text(errors="replace").split("\n")]
     whole = [line for line in lines if len(line) == 2 and line[1].endswith(";") and line[1][:-1].isdigit()]
     if any(found != key for found, _ in whole):
         raise ValueError(
-            f"{path.with_suffix('.done')} is the record of other features than those of {path.name}: remove both, or "
+            f"{record} is the record of other features than those of {path.name}: remove both, or "
             "choose another output_dir."
         )
+    if not path.exists() or path.stat().st_size < size:
+        record.unlink()  # that of a file that is gone
+        return 0
     return max((int(rows[:-1]) for _, rows in whole), default=0)
 
 

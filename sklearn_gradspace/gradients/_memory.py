@@ -112,7 +112,7 @@ class RowLimit:
                 if size == 1:
                     raise MemoryError(f"a pass of a single row takes {needed()}") from error
             # Outside of the handler, where the error no longer holds what the failed pass had allocated.
-            self.rows = size // 2
+            self.rows = min(self.rows, size // 2)  # another pass may have halved it more
             warnings.warn(
                 f"memory ran out on {self.device} with {size} rows at a time: {self.rows} are taken from here on. The "
                 "numbers stay the same. A smaller batch_size, or working_memory of scikit-learn, avoids the attempts.",

@@ -122,7 +122,7 @@ class ScoreMoments:
             Number of each row's group.
         start : int
             Number of the first row.
-        scale : Tensor of shape (n_out, n_in) or (1,), or float, default=1.0
+        scale : Tensor of shape (n_out, 1), or float, default=1.0
             What scores are multiplied by.
         """
         for group in range(len(self.counts)):

@@ -6,7 +6,7 @@ import torch
 from asserts import assert_close
 from cases import BY_NAME
 
-from sklearn_gradspace.gradients import ScoreMoments, add_powers, label_probabilities, views
+from sklearn_gradspace.gradients import GradientEngine, ScoreMoments, add_powers, label_probabilities, views
 from sklearn_gradspace.gradients import _entry_scores as module
 
 
@@ -33,6 +33,21 @@ def test_drawn_labels_have_the_probabilities_of_the_net():
     assert weigh is None
     share = torch.bincount(labels(engine.outputs(X)), minlength=3) / 10000
     assert (share - label_probabilities(engine.outputs(X[:1]))[0]).abs().max() < 2e-4
+
+
+def test_standard_errors_of_an_output_that_is_next_to_impossible():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    with torch.no_grad():
+        net[0].bias[1] = -35.0  # whose gradients to the fourth power no single precision holds beside the others'
+    X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    errors = []
+    for dtype in ("float32", "float64"):
+        engine = GradientEngine(net, X, dtype=dtype)
+        moments = ScoreMoments(engine.blocks, 1, engine.device, by_tap=True)
+        y = torch.zeros(20, dtype=torch.int64)
+        add_powers(moments, engine, X, views("true", y), y, 2)
+        errors.append(moments.standard_error("0.weight", [0]))
+    np.testing.assert_allclose(*errors, rtol=1e-3)
 
 
 @pytest.mark.parametrize("part_bytes", [1, 2**24])

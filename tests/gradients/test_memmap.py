@@ -105,8 +105,21 @@ def test_a_torn_record_is_a_shorter_one(tmp_path):
 
 def test_a_record_without_its_file_counts_nothing(tmp_path):
     expected = np.array(features := to_memmap(make(), tmp_path))
-    os.remove(features.filename)
+    path = Path(features.filename)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
     np.testing.assert_array_equal(to_memmap(make(), tmp_path), expected)
+    assert path.read_bytes() == whole
+    path.unlink()
+    np.testing.assert_array_equal(to_memmap(make(), tmp_path), expected)
+
+
+def test_whole_rows_alone_know_their_columns(tmp_path):
+    features = to_memmap(make(), tmp_path)
+    for rows in (features[1:], features[[0, 2]], features[[0, 2], ...], features[:2, :]):
+        assert (rows.n_labels, rows.blocks) == (features.n_labels, features.blocks)
+    for other in (features[:, ::-1], features[0], features.T, features[:, :2]):
+        assert other.blocks is None
 
 
 def test_a_pickle_is_the_path(tmp_path):
