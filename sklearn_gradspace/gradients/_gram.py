@@ -270,13 +270,11 @@ class GradientGram:
             return [X]
         returned = self.views(X.copy())
         views = [np.asarray(view) for view in returned] if isinstance(returned, Iterable) else []
-        wrong = [
-            (view.shape, view.dtype.name) for view in views if view.shape != X.shape or view.dtype.kind not in "buif"
-        ]
+        wrong = [v.shape for v in views if v.shape != X.shape or v.dtype.kind not in "buif"]
         if wrong or not views:
             raise ValueError(
-                f"views must return arrays of shape {X.shape}, that of its rows, of real numbers; it returned "
-                f"{wrong or 'none'}."
+                f"views must return arrays of shape {X.shape}, that of its rows, and of real numbers; it returned "
+                f"{wrong}."
             )
         return views
 
