@@ -107,6 +107,12 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
     -----
     InconsistentVersionWarning
         For an estimator of scikit-learn's that another version of it has fitted.
+
+    Examples
+    --------
+    >>> from sklearn_gradspace import load
+    >>> model = load("model.safetensors")  # doctest: +SKIP
+    >>> model = load("model.safetensors", net=MyNet())  # doctest: +SKIP
     """
     for handed in net.values() if isinstance(net, dict) else [net]:
         if handed is not None and trained_module(handed) is None:
