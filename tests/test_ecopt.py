@@ -341,7 +341,7 @@ def test_a_skorch_dataset():
         ({"module": "mlp"}, TypeError, "module='mlp' is neither a Module nor"),
         ({"device": "cuda:99"}, ValueError, "device='cuda:99' cannot be used"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_parameters(options, error, message):
     with pytest.raises(error, match=message):
