@@ -146,6 +146,9 @@ class ECOptimizer(torch.optim.Optimizer):
             params = [parameter for parameter in graph.module.parameters() if parameter.requires_grad]
         usual = optimizer(params, **kwargs)
         super().__init__(usual.param_groups, usual.defaults)
+        own = {id(parameter) for parameter in graph.module.parameters()}
+        if not any(id(parameter) in own for group in self.param_groups for parameter in group["params"]):
+            raise ValueError("params holds no parameter of the module: are they those of another net, or of a copy?")
         self.graph = _trained_part(graph, self.param_groups, approximate)
         if not self.graph.n_units:
             warnings.warn(

@@ -438,7 +438,7 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
 def check_module(module) -> nn.Module:
     """Return `module`, which has to be one."""
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch Module, got {module!r}.")
+        raise TypeError(f"module must be a torch Module, got {module!r:.80}.")
     return module
 
 

@@ -233,3 +233,8 @@ def test_all_weights_zero(method):
         nn.init.zeros_(parameter)
     train(net, build(net, method), X, y, 5)
     assert all(p.isfinite().all() for p in net.parameters()) and net[2].bias.any()
+
+
+def test_parameters_of_another_net_are_refused():
+    with pytest.raises(ValueError, match="params holds no parameter of the module"):
+        ECOptimizer(mlp(4, 3, 2), lr=0.1, params=list(mlp(4, 3, 2).parameters()))
