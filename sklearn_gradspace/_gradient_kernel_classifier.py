@@ -17,7 +17,7 @@ from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
 from ._labels import checked_labels
 from ._parameter_checks import check_flags
-from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities
+from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities, refuse_probabilities
 
 _TEMPERATURES = 0.02, 10.0  # scores are near 0 and 1: at 0.02 the larger has all of the probability
 
@@ -156,7 +156,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds only one class, {self.classes_.item()!r}; a classifier needs two at least.")
-        known = trained_classes(self.net, label_probabilities(self.gram_.outputs(X[:1])).shape[1])
+        outputs = self.gram_.outputs(X[:10])
+        if self.base_output:
+            refuse_probabilities(self.module_, outputs, "cross_entropy")
+        known = trained_classes(self.net, label_probabilities(outputs).shape[1])
         unknown = np.setdiff1d(self.classes_, self.classes_ if known is None else known)
         if self.base_output and (len(unknown) or (known is not None and not np.array_equal(known, np.unique(known)))):
             raise ValueError(

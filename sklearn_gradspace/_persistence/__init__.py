@@ -98,15 +98,15 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
     ImportError
         Where safetensors is not installed.
 
-    Notes
-    -----
-    Paths that are parameters, such as `memory` of a pipeline and `output_dir`, are used by a later `fit` or
-    `transform`.
-
     Warns
     -----
     InconsistentVersionWarning
         For an estimator of scikit-learn's that another version of it has fitted.
+
+    Notes
+    -----
+    Paths that are parameters, such as `memory` of a pipeline and `output_dir`, are used by a later `fit` or
+    `transform`.
 
     Examples
     --------

@@ -68,7 +68,7 @@ _OBJECTS: Sequence[type] = (LogitDirections, ValidSplit)
 # What is made anew: by skorch, from gradients, or by the user.
 _LEFT_OUT = {
     *("callbacks_", "criterion_", "optimizer_", "virtual_params_", "initialized_", "init_context_"),
-    *("_params_to_validate", "_held", "_metadata_request"),
+    *("_params_to_validate", "_held", "_metadata_request", "_skl_callbacks"),
 }
 
 
@@ -94,6 +94,8 @@ def versions() -> dict[str, str]:
 
 def _write_estimator(writer: Writer, estimator: BaseEstimator, path: Path) -> dict:
     params = estimator.get_params(deep=False)
+    if isinstance(estimator, NetEstimator):
+        params["callbacks"] = None
     if isinstance(estimator, BaseNetMixin):  # of a skorch net the module is what counts
         module = trained_module(params["net"])
         params["net"] = params["net"] if module is None else module

@@ -19,6 +19,7 @@ from ._names import by_torchs_names, masked_weight, owner, plain_name
 from ._outputs import SCALARS, as_table, check_finite, label_probabilities, predicted_labels, two_logits
 from ._passes import over_batches, progress
 from ._projection import Projection
+from ._refusals import refuse_probabilities
 from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
@@ -72,6 +73,7 @@ __all__ = [
     "plain_name",
     "predicted_labels",
     "progress",
+    "refuse_probabilities",
     "require_memory",
     "shared_copy",
     "to_memmap",

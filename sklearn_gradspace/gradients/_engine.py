@@ -278,12 +278,10 @@ class GradientEngine:
         finish : callable, optional
             What becomes of a pass and its gradients, in place, or what it returns instead.
 
-        Yields
-        ------
-        rows : slice
-            The rows of the part.
-        gradients : Tensor of shape (len(rows), k, n_params), or what `finish` returned
-            Valid until the next is asked for.
+        Returns
+        -------
+        parts : iterator of (slice, Tensor of shape (len(rows), k, n_params))
+            The rows of a part, and their gradients, or what `finish` returned, valid until the next is asked for.
         """
         if isinstance(labels, str) and labels != "predicted":
             raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
@@ -485,7 +483,18 @@ class GradientEngine:
         return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
 
     def needed(self, all_labels: bool = True) -> str:
-        """Return what a pass of one row takes, beside what is free, and the way out."""
+        """Return what a pass of one row takes, beside what is free, and the way out.
+
+        Parameters
+        ----------
+        all_labels : bool, default=True
+            Whether for every scalar of a row, or for one.
+
+        Returns
+        -------
+        text : str
+            For an error.
+        """
         return self._beside_free(self.memory(1, all_labels))
 
     @property

@@ -23,12 +23,29 @@ from ._sharing import packed
 class GradientMemmap(np.memmap):
     """Dense gradient features in a file, read-only; pickled by the path of the file.
 
+    Parameters
+    ----------
+    filename, dtype, mode, offset, shape, order
+        As of NumPy's memmap; ``GradientFeaturizer(output="memmap")`` knows them.
+
     Attributes
     ----------
     n_labels : int or None
         Number of views of a row; None in what has other columns.
     blocks : tuple of Block or None
         The columns of each parameter, within a view.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_gradspace import GradientFeaturizer
+    >>> X, y = load_iris(return_X_y=True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     featurizer = GradientFeaturizer(output="memmap", output_dir=folder, random_state=0).fit(X, y)
+    ...     features = featurizer.transform(X)
+    ...     features.shape, features.n_labels, [block.size for block in features.blocks]
+    ((150, 672), 3, [128, 96])
     """
 
     n_labels: int | None = None
@@ -135,9 +152,9 @@ def _write(file, place: int, data) -> None:
 
 
 def _record(path: Path, key: str, n_done: int) -> None:
-    """Append a line, which is there as a whole or, at the end, cut off."""
+    """Append a line, which is there as a whole or, at the end, cut off: so it begins with the end of the one before."""
     with open(path.with_suffix(".done"), "ab", buffering=0) as file:
-        file.write(f"{key} {n_done};\n".encode())
+        file.write(f"\n{key} {n_done};\n".encode())
         os.fsync(file.fileno())
 
 
