@@ -201,7 +201,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             if n_outputs != len(self._labels):
                 raise ValueError(
                     f"base_logits=True adds the base net's {n_outputs} logits to those of {len(self._labels)} classes: "
-                    "name all classes, by classes=[...], if their sorted order is that of its outputs, or use base_logits=False."
+                    "name all by classes=[...], if their sorted order is that of its outputs, or use base_logits=False."
                 )
         return X, y
 

@@ -8,7 +8,7 @@ from inspect import signature
 from numbers import Integral
 from typing import Any
 
-from ._importance import importances_of
+from ._importance import EdgeImportance, importances_of
 from ._importance_drawings import DRAWINGS
 from .gradients import masked_weight
 
@@ -125,6 +125,8 @@ class EdgeImportanceDisplay:
         display : EdgeImportanceDisplay
             What was drawn.
         """
+        if not isinstance(estimator, EdgeImportance):
+            raise TypeError(f"estimator must be an EdgeImportance, not a {type(estimator).__name__}.")
         importances, shape = importances_of(estimator, label), estimator.sample_shape_
         weights = {n: masked_weight(estimator.module_, n).cpu().double().numpy() for n in importances}
         by_class = hasattr(other, "class_importances_")

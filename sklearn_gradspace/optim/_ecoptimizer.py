@@ -2,10 +2,12 @@
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
+from numbers import Integral, Real
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..pathspace import ScaleGraph, scale_graph
 from ..pathspace._balance import canonical_scales
@@ -131,19 +133,24 @@ class ECOptimizer(torch.optim.Optimizer):
         if issubclass(optimizer, _NOT_BY_ENTRY):
             raise ValueError(f"{optimizer.__name__} does not move weights entry by entry: use SGD, Adam or the like.")
         for name, choice in (("method", method), ("init", init), ("units", units)):
-            if choice not in _CHOICES[name]:
+            if not isinstance(choice, str) or choice not in _CHOICES[name]:
                 raise ValueError(f"{name}={choice!r} is none of {', '.join(map(repr, _CHOICES[name]))}.")
+        for name, value, kind, least in (
+            ("path_penalty", path_penalty, Real, 0),
+            ("balance_every", balance_every, Integral, 1),
+            ("chart_every", chart_every, Integral, 1),
+        ):
+            if not isinstance(value, kind) or not least <= value < math.inf:
+                raise ValueError(f"{name}={value!r} must be {least} or more.")
         for name, given, default in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
             if method != "path" and given != default:
                 raise ValueError(f'{name}={given!r} is about path values: use method="path".')
-        for name, value, least in (
-            ("path_penalty", path_penalty, 0), ("balance_every", balance_every, 1), ("chart_every", chart_every, 1)
-        ):  # fmt: skip
-            if value < least:
-                raise ValueError(f"{name}={value!r} must be {least} or more.")
         graph = module_or_graph if isinstance(module_or_graph, ScaleGraph) else scale_graph(module_or_graph)
         if params is None:
             params = [parameter for parameter in graph.module.parameters() if parameter.requires_grad]
+        params = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
+        if not all(isinstance(parameter, (Tensor, dict, tuple)) for parameter in params):
+            raise TypeError(f"params must be parameters of the module, or groups of them, not {params[:3]!r:.80}.")
         usual = optimizer(params, **kwargs)
         super().__init__(usual.param_groups, usual.defaults)
         own = {id(parameter) for parameter in graph.module.parameters()}

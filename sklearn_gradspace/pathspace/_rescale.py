@@ -36,8 +36,12 @@ def rescale(module: nn.Module, factors, graph: ScaleGraph | None = None) -> nn.M
     """
     graph = graph_of(module, graph)
     # A list of Python numbers is not rounded to single precision.
-    factors = factors.detach() if isinstance(factors, Tensor) else torch.from_numpy(np.asarray(factors, dtype=float))
-    factors = factors.to("cpu", torch.float64)
+    if not isinstance(factors, Tensor):
+        try:
+            factors = torch.from_numpy(np.array(factors, dtype=float))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"factors must be {graph.n_units} real numbers, one a unit: {error}.") from error
+    factors = factors.detach().to("cpu", torch.float64)
     if factors.shape != (graph.n_units,):
         raise ValueError(f"factors must have the shape ({graph.n_units},), one a unit; got {tuple(factors.shape)}.")
     bad = (~(torch.isfinite(factors) & (factors > 0))).nonzero().flatten().tolist()
