@@ -75,12 +75,12 @@ def test_jobs_of_the_featurizer(net, backend, output, tmp_path):
     np.testing.assert_array_equal(found.toarray() if output == "csr" else found, expected)
 
 
-def threads_of_torch():
-    return torch.get_num_threads(), torch.mm(torch.ones(300, 300), torch.ones(300, 300))[0, 0].item()
-
-
 def test_a_worker_process_has_its_share_of_threads(client):
     """Two loky workers on two cores have a thread each; a user's number is taken, and dask's workers have one."""
+
+    def threads_of_torch():  # in here, since workers do not find the module of the tests
+        return torch.get_num_threads(), torch.mm(torch.ones(300, 300), torch.ones(300, 300))[0, 0].item()
+
     share = max(1, joblib.cpu_count() // 2)
     tasks = [joblib.delayed(threads_of_torch)() for _ in range(2)]
     given = int(os.environ.get("OMP_NUM_THREADS", share))

@@ -131,12 +131,12 @@ def test_a_pickle_is_the_path(tmp_path):
         assert (len(pickled) < 1000) == part.flags.c_contiguous or part._mmap is None
         assert copy.blocks == (features.blocks if part.shape[1:] == features.shape[1:] else None)
     assert isinstance(pickle.loads(pickle.dumps(features)), GradientMemmap)
+
+    def is_mapped(array):  # in here, since workers do not find the module of the tests
+        return array._mmap is not None and array.blocks is not None
+
     found = joblib.Parallel(n_jobs=2)(joblib.delayed(is_mapped)(features[i:]) for i in range(2))
     assert found == [True, True]
-
-
-def is_mapped(array):
-    return array._mmap is not None and array.blocks is not None
 
 
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
