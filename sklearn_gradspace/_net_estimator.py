@@ -180,7 +180,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         if stops:
             raise KeyboardInterrupt  # skorch's way to end training
 
-    def partial_fit(self, X, y=None, sample_weight=None, **fit_params):
+    def partial_fit(self, X, y=None, classes=None, sample_weight=None, **fit_params):
         """Train on, for `max_epochs` more epochs.
 
         Parameters
@@ -189,6 +189,8 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             Training data.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
+        classes : None
+            Not used; skorch's nets have it, classifier or not.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the samples in the loss.
         **fit_params : dict

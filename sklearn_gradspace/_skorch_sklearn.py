@@ -196,8 +196,8 @@ class SklearnNetMixin:
             return super().get_iterator(dataset, training)
         prefix = "iterator_train" if training else "iterator_valid"
         kwargs = {"batch_size": self.batch_size, "collate_fn": whole_batch} | self.get_params_for(prefix)
-        if kwargs["batch_size"] == -1:
-            kwargs["batch_size"] = len(dataset)
+        if (size := kwargs["batch_size"]) is not None:
+            kwargs["batch_size"] = len(dataset) if size == -1 else int(size)  # torch knows no NumPy integer
         iterator = getattr(self, prefix)
         if iterator is DataLoader and not training:
             kwargs.setdefault("generator", torch.Generator())  # else it draws a seed from the global one
