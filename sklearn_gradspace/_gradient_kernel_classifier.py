@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.linear_model import RidgeCV
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -206,6 +205,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self._held = self.gram_.held(self.landmarks_)
         whitening = inverse_square_root(gram_matrix(self.gram_, self._held))
         features = self.gram_.dot(X, self._held, whitening).cpu().numpy()
+        from sklearn.linear_model import RidgeCV  # which takes long to import
+
         ridge = RidgeCV(alphas, fit_intercept=False, scoring="neg_mean_squared_error", store_cv_results=True)
         targets_ = targets.cpu().numpy()
         ridge.fit(features, targets_)

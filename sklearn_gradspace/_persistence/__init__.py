@@ -11,8 +11,6 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .._base_net import trained_module
-from . import _estimators, _nets, _values  # noqa: F401  each makes its kinds known
-from ._estimators import versions
 from ._file import read_file, write_file
 from ._tree import Reader, Writer
 
@@ -61,9 +59,9 @@ def save(estimator: BaseEstimator, path: str | os.PathLike) -> None:
     if not isinstance(estimator, BaseEstimator):
         raise TypeError(f"estimator must be a fitted estimator, not {estimator!r}.")
     check_is_fitted(estimator)
-    writer = Writer()
+    versions, writer = _make_kinds_known(), Writer()
     node = writer.node(estimator, ())
-    write_file(Path(path), {"versions": versions(), "estimator": node}, writer.tensors)
+    write_file(Path(path), {"versions": versions, "estimator": node}, writer.tensors)
 
 
 def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None = None) -> BaseEstimator:
@@ -118,6 +116,7 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
         if handed is not None and trained_module(handed) is None:
             raise TypeError(f"net must be a Module, a fitted skorch net or a dict of them, not {handed!r}.")
     content, tensors = read_file(Path(path))
+    _make_kinds_known()
     try:
         reader = Reader(tensors, net, content["versions"])
         estimator = reader.node(content["estimator"])
@@ -131,3 +130,13 @@ def load(path: str | os.PathLike, net: nn.Module | dict[str, nn.Module] | None =
     if not isinstance(estimator, BaseEstimator):
         raise ValueError(f"{path} holds a {type(estimator).__name__}, no estimator.")
     return estimator
+
+
+def _make_kinds_known() -> dict[str, str]:
+    """Import what has the kinds; return the versions of what they are of.
+
+    They bring much of scikit-learn, which an import of the package does without.
+    """
+    from . import _estimators, _nets, _values  # noqa: F401
+
+    return _estimators.versions()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..gradients._sharing import dense, memory_order
+
 Path = tuple[str, ...]
 Node = Any  # None, bool, int, float, str, a list of nodes, or a dict that has a "kind"
 
@@ -97,12 +99,8 @@ class Writer:
 
     def store(self, tensor: Tensor) -> dict:
         """Keep a tensor, and return its name and, where it is not the usual one, the order of its axes in memory."""
-        tensor = tensor.detach().cpu()
-        if not torch.ops.aten.is_non_overlapping_and_dense(tensor):
-            tensor = tensor.contiguous()
-        order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
-        if tensor.is_contiguous():
-            order = list(range(tensor.ndim))
+        tensor = dense(tensor).cpu()
+        order = list(range(tensor.ndim)) if tensor.is_contiguous() else memory_order(tensor)
         name = str(len(self.tensors))
         self.tensors[name] = tensor.permute(order).clone(memory_format=torch.contiguous_format)
         return {"tensor": name} if order == sorted(order) else {"tensor": name, "order": order}

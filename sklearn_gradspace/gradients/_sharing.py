@@ -70,7 +70,7 @@ class PackedModule:
 
     def __reduce__(self):
         net = self._net()
-        skeleton = copy.deepcopy(net, {id(t): _like(t, _dense(t).to("meta")) for t in _tensors(net)})
+        skeleton = copy.deepcopy(net, {id(t): _like(t, dense(t).to("meta")) for t in _tensors(net)})
         arrays, devices = [_to_bytes(t) for t in _tensors(net)], [str(t.device) for t in _tensors(net)]
         # joblib recognises an array that it has seen by its identity: unchanged tensors keep their array.
         if len(arrays) == len(self._arrays):
@@ -109,7 +109,7 @@ def _alias(tensor: Tensor, is_written_to: bool) -> Tensor:
     return tensor.detach() if shared else tensor.detach().clone()
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def dense(tensor: Tensor) -> Tensor:
     """Return the tensor, or a contiguous copy if its entries do not fill a block of memory."""
     fills = torch.ops.aten.is_non_overlapping_and_dense(tensor)
     return tensor.detach() if fills else tensor.detach().contiguous()
@@ -117,12 +117,12 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def _to_bytes(tensor: Tensor) -> np.ndarray:
     # In the order of memory, so that nothing is copied; as bytes, since NumPy has no bfloat16.
-    dense = _dense(tensor).cpu()
-    return dense.permute(_memory_order(dense)).reshape(-1).view(torch.uint8).numpy()
+    filled = dense(tensor).cpu()
+    return filled.permute(memory_order(filled)).reshape(-1).view(torch.uint8).numpy()
 
 
 def _from_bytes(array: np.ndarray, like: Tensor) -> Tensor:
-    order = _memory_order(like)
+    order = memory_order(like)
     inverse = sorted(range(like.ndim), key=order.__getitem__)
     shape = [like.shape[axis] for axis in order]
     return tensor_of(array).view(like.dtype).reshape(shape).permute(inverse)
@@ -135,7 +135,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
 
 
-def _memory_order(tensor: Tensor) -> list[int]:
+def memory_order(tensor: Tensor) -> list[int]:
     """Return the axes from the largest stride to the smallest."""
     return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
