@@ -28,7 +28,7 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_title = "sklearn-gradspace"
 html_show_sourcelink = False
-html_sidebars = {"index": [], "internals": [], "changes": []}
+html_sidebars = {"index": [], "errors": [], "internals": [], "changes": []}
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 6,
