@@ -14,10 +14,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
-from ._base_net import BaseNetMixin, trained_classes
+from ._base_net import BaseNetMixin
 from ._callbacks import reported_fit
 from ._featurizer_checks import check_parameters
 from ._labels import distinct
+from ._net_labels import trained_classes
 from ._random_projection import random_projection
 from .gradients import (
     FISHER_SCALES,

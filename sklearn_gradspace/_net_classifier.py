@@ -3,17 +3,14 @@
 Samples and labels of any kind enter; a classifier with true labels leaves. It is the base of the package's classifiers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.utils import compute_sample_weight
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from ._labels import checked_labels, distinct
+from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
 from ._net_estimator import NetEstimator
-from ._parameter_checks import check_choices
 
 
 class NetClassifier(NetEstimator, NeuralNetClassifier):
@@ -99,21 +96,10 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
 
     def _check_training_parameters(self) -> None:
         super()._check_training_parameters()
-        weights = self.class_weight
-        if weights is not None and not isinstance(weights, Mapping):
-            check_choices(self, {"class_weight": (None, "balanced")})
+        check_class_weight(self)
 
     def _weights_by_class(self, y: np.ndarray) -> np.ndarray:
-        codes = self.class_weight
-        if isinstance(codes, Mapping):
-            unknown: list = sorted(set(codes) - set(self._labels.tolist()), key=str)
-            if unknown or not all(isinstance(w, Real) and 0 <= float(w) < np.inf for w in codes.values()):
-                raise ValueError(
-                    f"class_weight={codes!r} must map labels of y to finite weights that are not negative; of its "
-                    f"labels y lacks {unknown}."
-                )
-            codes = {i: codes.get(label, 1.0) for i, label in enumerate(self._labels.tolist())}
-        return compute_sample_weight(codes, y)
+        return weights_by_class(self.class_weight, self._labels, y)
 
     def predict_proba(self, X):
         """Return the probability of each class.
