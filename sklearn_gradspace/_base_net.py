@@ -16,7 +16,7 @@ from torch import nn
 
 from ._callbacks import CallbacksMixin
 from ._net_classifier import NetClassifier
-from ._rows import as_array, check_numeric
+from ._rows import as_array, check_numeric, check_sample_shape
 from .gradients import packed
 from .modules import MLP
 
@@ -38,7 +38,9 @@ class BaseNetMixin(CallbacksMixin):
 
     def _validated(self, X) -> np.ndarray:
         """Return rows as an array, of samples like those of `fit`."""
-        X = check_numeric(validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False))
+        X = as_array(X)
+        check_sample_shape(X, self.sample_shape_)
+        X = check_numeric(validate_data(self, X, dtype="numeric", allow_nd=True, reset=False))
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
         return X

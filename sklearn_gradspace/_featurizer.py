@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from ._base_net import BaseNetMixin
 from ._callbacks import reported_fit
-from ._featurizer_checks import check_parameters
+from ._featurizer_checks import check_parameters, warn_of_small_percentile, warn_of_unused_directory
 from ._labels import distinct
 from ._net_labels import trained_classes
 from ._random_projection import random_projection
@@ -238,6 +238,8 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             The fitted transformer.
         """
         check_parameters(self)
+        warn_of_small_percentile(self.percentile)
+        warn_of_unused_directory(self)
         X, y = self._fit_net(X, y)
         engine = GradientEngine(
             self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype

@@ -208,13 +208,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         if self.base_output:
             outputs = self.gram_.outputs(X[:10])
             refuse_probabilities(self.module_, outputs, "cross_entropy")
-            n_labels = label_probabilities(outputs).shape[1]
-            known = output_labels(self.net, n_labels, y, self.classes)
-            if len(known) != n_labels:
-                raise ValueError(
-                    f"base_output=True begins with the probabilities of {n_labels} labels, of which the base net knows "
-                    f"{len(known)}, {known[:10].tolist()}: name all by classes=[...], or use base_output=False."
-                )
+            known = output_labels(self.net, label_probabilities(outputs).shape[1], y, self.classes)
         else:
             known = distinct(y if self.classes is None else self.classes, "classes")
         self.classes_, self._outputs_order = np.unique(known, return_index=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import spearmanr
 
-from ._featurizer_checks import check_gradient_parameters
+from ._featurizer_checks import check_gradient_parameters, warn_of_small_percentile
 from ._parameter_checks import check_choices
 from .gradients import VIEWS
 
@@ -20,6 +20,8 @@ def check_parameters(importance, y) -> None:
     """Raise an error that names the first parameter of an EdgeImportance that means nothing."""
     check_choices(importance, {"criterion": CRITERIA, "labels": ("auto", *VIEWS), "per_class": (True, False)})
     check_gradient_parameters(importance)
+    if importance.criterion == "survival":
+        warn_of_small_percentile(importance.percentile)
     if importance.labels == "true" and y is None:
         raise ValueError(
             "labels='true' requires y to be passed, but the target y is None. Pass labels, or use labels='expected'."

@@ -41,6 +41,8 @@ def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None)
         return known
     known = trained_classes(net, n_labels)
     if known is not None:
+        if len(known) != n_labels:
+            raise ValueError(f"net has {n_labels} labels and knows the names of {len(known)}: pass classes=[...].")
         return np.asarray(known)
     found = np.arange(0) if y is None else distinct(y, "y")
     if len(found) != n_labels:
@@ -60,8 +62,6 @@ def class_codes(net, n_labels: int, y, classes=None) -> tuple[np.ndarray, np.nda
     y = None if y is None else checked_labels(y)
     known = output_labels(net, n_labels, y, classes)
     if y is None:
-        if len(known) != n_labels:
-            raise ValueError(f"net has {n_labels} labels and knows the names of {len(known)}: pass y.")
         return known, None
     unknown = np.setdiff1d(y, known)
     if len(unknown):
