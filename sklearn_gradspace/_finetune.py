@@ -19,7 +19,7 @@ from ._net_classifier import NetClassifier
 from ._net_labels import class_codes
 from ._prune import checked_mask, mask_weights, module_of
 from ._rows import RowDataset, check_numeric
-from .gradients import as_table, check_device, check_finite, own_copy, two_logits
+from .gradients import as_table, check_device, check_finite, guard_group_norms, own_copy, two_logits
 
 
 def finetune(
@@ -177,6 +177,7 @@ class ChosenEntries(nn.Module):
         self._required = {name: p.requires_grad for name, p in net.named_parameters()}
         self._modes = [module.training for module in net.modules()]
         self.net, self.output = net.requires_grad_(False), output
+        self._guards = guard_group_norms(net)
         self.places = {name: entries.flatten().nonzero().flatten() for name, entries in mask.items()}
         start = [net.get_parameter(name).flatten()[places] for name, places in self.places.items()]
         self.entries = nn.Parameter(torch.cat(start))
@@ -214,6 +215,8 @@ class ChosenEntries(nn.Module):
         """Return the net with the entries as they are now, and with its own modes and flags."""
         for name, value in self.parameters_now().items():
             self.net.get_parameter(name).copy_(value)
+        for guard in self._guards:
+            guard.remove()
         for module, mode in zip(self.net.modules(), self._modes):
             module.training = mode
         mask_weights(self.net)

@@ -155,10 +155,8 @@ class SklearnNetMixin:
         kwargs, has_data = self.get_params_for("module"), hasattr(self, "n_features_in_")
         if has_data and not isinstance(self.module, nn.Module):
             taken = signature(self.module).parameters
-            unknown = (
-                [] if any(p.kind is p.VAR_KEYWORD for p in taken.values()) else sorted(kwargs.keys() - taken.keys())
-            )
-            if unknown:
+            unknown = sorted(kwargs.keys() - taken.keys())
+            if unknown and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
                 raise TypeError(
                     f"module has no {' or '.join(f'module__{name}' for name in unknown)}: {_name(self.module)} takes "
                     f"{', '.join(taken) or 'nothing'}."

@@ -11,6 +11,7 @@ from ._features import GradientFeatures
 from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._forward import leaves
 from ._gram import GradientGram, GradientTile
+from ._group_norm import guard_group_norms
 from ._mask import as_bool, as_mask
 from ._memmap import GradientMemmap, to_memmap
 from ._memory import free_bytes, is_out_of_memory, require_memory
@@ -63,6 +64,7 @@ __all__ = [
     "check_finite",
     "check_gradients",
     "free_bytes",
+    "guard_group_norms",
     "is_out_of_memory",
     "label_probabilities",
     "leaves",
