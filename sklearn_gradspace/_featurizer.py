@@ -62,7 +62,8 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         "kronecker": gradients are whitened, before `edges` and selection, by the Kronecker-factored Fisher information
         of their parameter; see Notes.
     power : float or None, default=0.5
-        Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled.
+        Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled. With p above 1, entries far above 1,
+        as there are without `scale`, may become infinite in single precision.
     projection : int or float, optional
         Dimensions to which the features of each parameter are projected, after all else, by scikit-learn's
         SparseRandomProjection: a number, of which smaller parameters keep their own, or a share in (0, 1) of their
@@ -354,6 +355,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``.
 
+        ``label3`` is the candidate label of the net's output 3, counted from 0, whatever the class is called.
         Those of projected features are ``"label3 conv1.weight<0>"`` and so on, and with ``labels="predicted"`` they
         begin with ``"predicted"``.
 

@@ -67,8 +67,8 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
             classes = distinct(classes, "classes")
             if not np.array_equal(classes, self._labels):
                 raise ValueError(
-                    f"`classes={classes[:10].tolist()}` is not the same as on last call to partial_fit, or fit, was: "
-                    f"{self._labels[:10].tolist()}."
+                    f"classes={classes[:10].tolist()} is not the same as on the last call to partial_fit or fit, which "
+                    f"was {self._labels[:10].tolist()}."
                 )
         return self._partial_fit(X, y, classes, sample_weight, fit_params)
 

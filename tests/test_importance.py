@@ -173,11 +173,11 @@ def test_classes_make_up_the_whole():
     case = BY_NAME["mlp of three layers"]
     X = np.random.default_rng(0).normal(size=(30, 6))
     y = np.array(["b", "a", "c"])[np.random.default_rng(1).integers(0, 3, 30)]
-    found = EdgeImportance(case.net(), per_class=True).fit(X, y)
+    found = EdgeImportance(case.net(), per_class=True, classes=["a", "b", "c"]).fit(X, y)
     shares = np.array([(y == label).mean() for label in found.classes_])
     for name, values in found.importances_.items():
         assert_close(np.tensordot(shares, found.class_importances_[name], 1), values)
-    # The class is the label of that number, in sorted order, as the net has them.
+    # The class is the label of that number, in the order that was given.
     alone = EdgeImportance(case.net()).fit(X[y == "b"], np.full((y == "b").sum(), 1))
     assert_close(found.importances_of("b")["0.weight"], alone.importances_["0.weight"])
     assert_close(found.class_standard_errors_["0.weight"][1], alone.standard_errors_["0.weight"], 1e-6)
