@@ -13,7 +13,8 @@ def input_error(module: nn.Module, batch: Tensor, error: Exception) -> ValueErro
     """Return an error that names the layer at which a module fails, or None where it is not one of the module's own."""
     if type(error) not in (RuntimeError, IndexError) or is_out_of_memory(error) or not isinstance(batch, Tensor):
         return None
-    layers, at = {layer: name for name, layer in module.named_modules()}, [(module, tuple(batch.shape))]
+    layers = {layer: name for name, layer in module.named_modules()}
+    at: list[tuple] = [(module, tuple(batch.shape))]
 
     def enter(layer: nn.Module, inputs: tuple) -> None:
         at.append((layer, *(tuple(value.shape) for value in inputs[:1] if isinstance(value, Tensor))))

@@ -79,7 +79,7 @@ def test_what_has_no_onnx_form_is_refused(tmp_path):
     with pytest.raises(TypeError, match="MinMaxScaler"):
         to_onnx(make_pipeline(MinMaxScaler(), ECOptClassifier(max_epochs=1)).fit(X, CODES), path)
     assert not path.exists()
-    with pytest.raises(FileNotFoundError, match="there is no folder .*missing for the file model.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing for the file model\.onnx"):
         to_onnx(ECOptClassifier(max_epochs=1).fit(X, CODES), tmp_path / "missing" / "model.onnx")
 
 
