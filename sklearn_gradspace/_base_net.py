@@ -16,7 +16,7 @@ from torch import nn
 
 from ._callbacks import CallbacksMixin
 from ._net_classifier import NetClassifier
-from ._rows import as_array, check_numeric
+from ._rows import as_array, check_numeric, check_sample_shape
 from .gradients import packed
 from .modules import MLP
 
@@ -24,7 +24,7 @@ from .modules import MLP
 class BaseNetMixin(CallbacksMixin):
     """Data, clones, pickles and tags of an estimator with a parameter `net`; to the left of scikit-learn's classes."""
 
-    def _fit_net(self, X, y=None) -> tuple[np.ndarray, np.ndarray | None]:
+    def _fit_net(self, X, y=None, sample_weight=None) -> tuple[np.ndarray, np.ndarray | None]:
         """Take or train the net, and return rows and labels as arrays."""
         X = as_array(X)
         if y is None:
@@ -33,12 +33,14 @@ class BaseNetMixin(CallbacksMixin):
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
         X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
-        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device)
+        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device, sample_weight)
         return X, y
 
     def _validated(self, X) -> np.ndarray:
         """Return rows as an array, of samples like those of `fit`."""
-        X = check_numeric(validate_data(self, as_array(X), dtype="numeric", allow_nd=True, reset=False))
+        X = as_array(X)
+        check_sample_shape(X, self.sample_shape_)
+        X = check_numeric(validate_data(self, X, dtype="numeric", allow_nd=True, reset=False))
         if X.shape[1:] != self.sample_shape_:
             raise ValueError(f"X has samples of shape {X.shape[1:]}; the net was fitted to {self.sample_shape_}.")
         return X
@@ -83,19 +85,9 @@ def trained_module(net) -> nn.Module | None:
     return net if isinstance(net, nn.Module) else None
 
 
-def trained_classes(net, n_labels: int) -> np.ndarray | None:
-    """Return the labels that the outputs of a fitted skorch net stand for, or None where that is not known.
-
-    A net of skorch itself encodes nothing: a label is the number of an output, though `classes_` lists those it saw.
-    """
-    net = net.estimator if isinstance(net, FrozenEstimator) else net
-    classes = getattr(net, "classes_", None) if isinstance(net, NeuralNet) else None
-    if classes is None or isinstance(net, NetClassifier) or len(classes) == n_labels:
-        return classes
-    return np.arange(n_labels)
-
-
-def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) -> nn.Module:
+def resolve_net(
+    net, X: np.ndarray, y: np.ndarray | None, random_state, device, sample_weight: np.ndarray | None = None
+) -> nn.Module:
     """Return the trained module for the parameter `net`, training one on (X, y) where that is asked for."""
     if isinstance(net, type):
         raise TypeError(f"net is the class {net.__name__}: pass a trained instance of it.")
@@ -120,7 +112,7 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None, random_state, device) 
         raise ValueError("without a trained net the estimator requires y to be passed, but the target y is None.")
     if net is None:
         classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu")
-        return classifier.fit(X.astype(np.float32), y).module_
+        return classifier.fit(X.astype(np.float32), y, sample_weight).module_
     returned = net(X.astype(np.float32) if X.dtype == np.float64 else X, y)
     module = trained_module(returned)
     if module is None:

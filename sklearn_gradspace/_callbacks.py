@@ -79,13 +79,14 @@ def fit_report(estimator, max_subtasks: int = 0, **data) -> FitReport | _NoRepor
 
 
 def reported_fit(fit: Callable) -> Callable:
-    """Decorate ``fit(X, y)`` to be one task of scikit-learn's callbacks."""
+    """Decorate ``fit(X, y)``, which may take `sample_weight`, to be one task of scikit-learn's callbacks."""
 
     @reported
     @wraps(fit)
-    def run(self, X, y=None):
-        report = fit_report(self, X=X, y=y)
-        fit(self, X, y)
+    def run(self, X, y=None, sample_weight=None):
+        metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
+        report = fit_report(self, X=X, y=y, metadata=metadata or None)
+        fit(self, X, y, **metadata)
         report.end(self)
         return self
 

@@ -24,6 +24,8 @@ _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.
 class ECOptMixin:
     """Parameters of an ECOptimizer, which trains a net; to the left of a NetEstimator."""
 
+    _of_module = ("hidden_layer_sizes",)
+
     def __init__(
         self,
         hidden_layer_sizes=(100,),

@@ -14,10 +14,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
-from ._base_net import BaseNetMixin, trained_classes
+from ._base_net import BaseNetMixin
 from ._callbacks import reported_fit
-from ._featurizer_checks import check_parameters
+from ._featurizer_checks import check_parameters, warn_of_small_percentile, warn_of_unused_directory
 from ._labels import distinct
+from ._net_labels import trained_classes
 from ._random_projection import random_projection
 from .gradients import (
     FISHER_SCALES,
@@ -61,7 +62,8 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         "kronecker": gradients are whitened, before `edges` and selection, by the Kronecker-factored Fisher information
         of their parameter; see Notes.
     power : float or None, default=0.5
-        Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled.
+        Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled. With p above 1, entries far above 1,
+        as there are without `scale`, may become infinite in single precision.
     projection : int or float, optional
         Dimensions to which the features of each parameter are projected, after all else, by scikit-learn's
         SparseRandomProjection: a number, of which smaller parameters keep their own, or a share in (0, 1) of their
@@ -237,6 +239,8 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             The fitted transformer.
         """
         check_parameters(self)
+        warn_of_small_percentile(self.percentile)
+        warn_of_unused_directory(self)
         X, y = self._fit_net(X, y)
         engine = GradientEngine(
             self.module_, X, self.layers, self.device, scalar=self.scalar, output=self.net_output, dtype=self.dtype
@@ -351,6 +355,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns, such as ``"label3 conv1.weight[0,2,4,4]"``.
 
+        ``label3`` is the candidate label of the net's output 3, counted from 0, whatever the class is called.
         Those of projected features are ``"label3 conv1.weight<0>"`` and so on, and with ``labels="predicted"`` they
         begin with ``"predicted"``.
 

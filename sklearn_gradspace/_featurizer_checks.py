@@ -3,8 +3,10 @@
 A featurizer enters; an error that says what to do leaves where a parameter, by itself or beside another, means nothing.
 """
 
+import warnings
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
@@ -53,12 +55,39 @@ def check_parameters(featurizer) -> None:
             f"output='memmap' needs a directory for its files, but output_dir={featurizer.output_dir!r}: "
             "GradientFeaturizer(output='memmap', output_dir='features')."
         )
+    if featurizer.output == "memmap":
+        path = Path(featurizer.output_dir)
+        files = [str(part) for part in (path, *path.parents) if part.is_file()]
+        if files:
+            raise ValueError(f"output_dir={featurizer.output_dir!r} is no directory: {files[0]} is a file.")
     if featurizer.augment is not None and not callable(featurizer.augment):
         raise TypeError(f"augment={featurizer.augment!r} is neither None nor a function of rows and a NumPy generator.")
     if featurizer.augment is not None and featurizer.output != "lazy":
         raise ValueError(
             f"augment needs output='lazy': with output={featurizer.output!r} features are computed once. Leave augment "
             "out, or transform augmented rows."
+        )
+
+
+def warn_of_unused_directory(featurizer) -> None:
+    """Warn of a directory that nothing is written to."""
+    if featurizer.output_dir is not None and featurizer.output != "memmap":
+        warnings.warn(
+            f"output_dir={featurizer.output_dir!r} is not used with output={featurizer.output!r}: files are written "
+            "with output='memmap'.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_small_percentile(percentile) -> None:
+    """Warn of what is rather a share than a percentage."""
+    if percentile < 1:
+        warnings.warn(
+            f"percentile={percentile} keeps {percentile}% of the entries: it is in percent, percentile="
+            f"{100 * percentile:g} keeps {100 * percentile:g}%.",
+            UserWarning,
+            stacklevel=3,
         )
 
 

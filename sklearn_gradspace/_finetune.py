@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
-from ._base_net import as_array, check_returns_logits, trained_classes
-from ._importance_checks import class_codes
+from ._base_net import as_array, check_returns_logits
 from ._net_classifier import NetClassifier
+from ._net_labels import class_codes
 from ._prune import checked_mask, mask_weights, module_of
 from ._rows import RowDataset, check_numeric
-from .gradients import as_table, check_device, check_finite, own_copy, two_logits
+from .gradients import as_table, check_device, check_finite, guard_group_norms, own_copy, two_logits
 
 
 def finetune(
@@ -28,6 +28,7 @@ def finetune(
     y,
     mask,
     *,
+    classes=None,
     lr=1e-3,
     max_epochs=5,
     batch_size=64,
@@ -52,6 +53,8 @@ def finetune(
     mask : dict of str to bool array or Tensor of the parameter's shape
         Which entries to train, as of :meth:`EdgeImportance.mask`, of frozen parameters as well. Parameters that it
         leaves out are not trained.
+    classes : array-like of shape (n_outputs,), optional
+        Labels of the net's outputs, in their order, as of :class:`EdgeImportance`.
     lr : float, default=1e-3
         Learning rate.
     max_epochs : int, default=5
@@ -93,7 +96,7 @@ def finetune(
         raise TypeError(f"net_output={net_output!r} is neither None nor a function that takes what the net returns.")
     if not isinstance(update_statistics, (Integral, np.bool_)):
         raise ValueError(f"update_statistics={update_statistics!r} is neither True nor False.")
-    fixed = {"module", "classes", "class_weight", "dataset"} & kwargs.keys()
+    fixed = {"module", "class_weight", "dataset"} & kwargs.keys()
     if fixed:
         raise TypeError(f"finetune takes no {', '.join(sorted(fixed))}; criterion__weight=tensor(...) weighs classes.")
     tuned = own_copy(module_of(net))
@@ -120,7 +123,7 @@ def finetune(
         random_state=random_state,
         **kwargs,
     )
-    codes = class_codes(trained_classes(net, n_labels), y, n_labels)[1]
+    codes = class_codes(net, n_labels, y, classes)[1]
     try:
         trainer.fit(RowDataset(X, codes))
     except ValueError as error:
@@ -174,6 +177,7 @@ class ChosenEntries(nn.Module):
         self._required = {name: p.requires_grad for name, p in net.named_parameters()}
         self._modes = [module.training for module in net.modules()]
         self.net, self.output = net.requires_grad_(False), output
+        self._guards = guard_group_norms(net)
         self.places = {name: entries.flatten().nonzero().flatten() for name, entries in mask.items()}
         start = [net.get_parameter(name).flatten()[places] for name, places in self.places.items()]
         self.entries = nn.Parameter(torch.cat(start))
@@ -211,6 +215,8 @@ class ChosenEntries(nn.Module):
         """Return the net with the entries as they are now, and with its own modes and flags."""
         for name, value in self.parameters_now().items():
             self.net.get_parameter(name).copy_(value)
+        for guard in self._guards:
+            guard.remove()
         for module, mode in zip(self.net.modules(), self._modes):
             module.training = mode
         mask_weights(self.net)

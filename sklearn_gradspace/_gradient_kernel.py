@@ -68,10 +68,10 @@ def _orthonormal(n_rows: int, n: int, seed: int, dtype: torch.dtype, device: tor
 class GradientGramMixin(BaseNetMixin):
     """Parameters of the gradient kernel, and what they make: a `GradientGram`."""
 
-    def _fit_gram(self, X, y=None) -> np.ndarray:
+    def _fit_gram(self, X, y=None, sample_weight=None) -> np.ndarray:
         """Check everything, take or train the net, make ``gram_`` and return `X` as an array."""
         self._check_kernel_parameters()
-        X, _ = self._fit_net(X, y)
+        X, _ = self._fit_net(X, y, sample_weight)
         random_state, scalar = check_random_state(self.random_state), self.scalar
         if self.n_directions is not None:
             scalar = LogitDirections(self.n_directions, int(random_state.randint(2**31)))

@@ -3,21 +3,24 @@
 Samples that a net takes and labels enter; a classifier leaves.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
-from ._base_net import trained_classes
 from ._calibration import fit_temperature
 from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
-from ._labels import checked_labels
+from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
+from ._net_labels import output_labels
 from ._parameter_checks import check_flags
 from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities, refuse_probabilities
 
+_SMALLEST_WEIGHT = 1e-30  # single precision holds its root, and the inverse
 _TEMPERATURES = 0.02, 10.0  # scores are near 0 and 1: at 0.02 the larger has all of the probability
 
 
@@ -35,8 +38,13 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         Penalties to choose from, beside kernel values of 1 for a row with itself, by the squared error of leave-one-out
         predictions. Each costs ``2 n³ / 3`` operations for n rows, and no more memory.
     base_output : bool, default=True
-        Whether to begin at the base net's probabilities, which needs a class for each of its outputs, or at the
-        frequencies of the classes.
+        Whether to begin at the base net's probabilities or at the frequencies of the classes.
+    classes : array-like of shape (n_classes,), optional
+        All labels, also those that `y` may lack; with `base_output` those of the net's outputs, in their order. By
+        default labels are those that a skorch net knows; of a module those of `y` in sorted order, if they are as many
+        as the outputs, or else the numbers from 0 on; without `base_output` those of `y`.
+    class_weight : {"balanced"}, dict or None, default=None
+        Weights of the classes, by which those of rows are multiplied.
     n_components : int, optional
         Number of random rows whose kernel makes Nyström features for ridge regression; by default all rows count, and
         the matrix of all with all is held.
@@ -46,17 +54,17 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Class labels.
+        Class labels, in sorted order.
     alpha_ : float
         The penalty chosen.
     loo_errors_ : ndarray of shape (n_alphas,)
-        Mean squared error of leave-one-out predictions for each penalty; NaN where the matrix was not positive definite
-        to rounding.
+        Mean squared error, weighted, of leave-one-out predictions for each penalty; NaN where the matrix was not
+        positive definite to rounding.
     loo_score_ : float
-        Accuracy of the leave-one-out predictions with the penalty chosen.
+        Accuracy, weighted, of the leave-one-out predictions with the penalty chosen.
     loo_decision_function_ : ndarray of shape (n_samples, n_classes)
         Scores of each row of `fit`, predicted without its label, unless the base net was trained on it. A low score of
-        the label that a row was given makes the label suspicious.
+        the label that a row was given makes the label suspicious. A row of weight 0 is predicted by all others.
     temperature_ : float
         What scores are divided by in `predict_proba`: the number that gives leave-one-out predictions the least
         cross-entropy.
@@ -70,6 +78,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     Notes
     -----
     The base net should not have been trained on the rows of `fit`: there it leaves less of a residual than on new rows.
+
+    With weights ``w`` the regression minimises ``Σ_i w_i ‖e_y(i) - f(x_i)‖² + α ‖f‖²``, as if a row came ``w_i`` times.
+    What is left out is a row with all of its weight; where a row is repeated, its copies stay. So penalty and
+    temperature may differ between weights and repetitions.
 
     References
     ----------
@@ -100,6 +112,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         projection=None,
         alphas=(0.01, 0.03, 0.1, 0.3, 1.0),
         base_output=True,
+        classes=None,
+        class_weight=None,
         n_components=None,
         products=None,
         device=None,
@@ -118,6 +132,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.projection = projection
         self.alphas = alphas
         self.base_output = base_output
+        self.classes = classes
+        self.class_weight = class_weight
         self.n_components = n_components
         self.products = products
         self.device = device
@@ -125,8 +141,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.random_state = random_state
         self.verbose = verbose
 
+    _outputs_order: np.ndarray | slice = slice(None)  # of files and pickles that lack it
+
     @reported_fit
-    def fit(self, X, y):
+    def fit(self, X, y, sample_weight=None):
         """Fit the separator to the residual of the base net.
 
         Parameters
@@ -135,6 +153,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             Samples as the net takes them. Without `n_components` they are referred to, not copied.
         y : array-like of shape (n_samples,)
             Class labels.
+        sample_weight : array-like of shape (n_samples,), optional
+            Weights of the samples. A net that ``net=None`` trains is trained with them; a callable does not get them.
 
         Returns
         -------
@@ -150,35 +170,75 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         if y is None:
             raise ValueError("GradientKernelClassifier requires y to be passed, but the target y is None.")
         check_flags(self, "base_output")
+        check_class_weight(self)
         y = checked_labels(y)
-        X = self._fit_gram(X, y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y holds only one class, {self.classes_.item()!r}; a classifier needs two at least.")
-        outputs = self.gram_.outputs(X[:10])
-        if self.base_output:
-            refuse_probabilities(self.module_, outputs, "cross_entropy")
-        known = trained_classes(self.net, label_probabilities(outputs).shape[1])
-        unknown = np.setdiff1d(self.classes_, self.classes_ if known is None else known)
-        if self.base_output and (len(unknown) or (known is not None and not np.array_equal(known, np.unique(known)))):
-            raise ValueError(
-                f"base_output=True begins with the probabilities of the base net, which does not know the labels "
-                f"{unknown[:10].tolist()} of y, or knows labels in another order than theirs. Use base_output=False."
-            )
-        self._frequencies = np.bincount(codes) / len(codes)
-        start = self._start(X)
-        targets = torch.eye(len(self.classes_), dtype=start.dtype, device=start.device)[torch.from_numpy(codes)] - start
-        fitted = self._fit_exactly if self.n_components is None else self._fit_landmarks
-        residuals = fitted(X, targets, alphas)
-        self.loo_decision_function_ = (start + targets - residuals).cpu().numpy()
-        self.loo_score_ = float((self.loo_decision_function_.argmax(1) == codes).mean())
-        self.temperature_ = fit_temperature(self.loo_decision_function_, codes, bounds=_TEMPERATURES)
+        weight = self._row_weights(y, sample_weight)
+        X = self._fit_gram(X, y, weight)
+        codes = self._learn_classes(X, y)
+        weight = np.ones(len(X)) if weight is None else weight
+        if weight.all():
+            self.loo_decision_function_ = self._fit_rows(X, codes, weight, alphas)
+            return self
+        counted = np.flatnonzero(weight)
+        left_out = self._fit_rows(X[counted], codes[counted], weight[counted], alphas)
+        self.loo_decision_function_ = self._scores(X)
+        self.loo_decision_function_[counted] = left_out
         return self
 
-    def _fit_exactly(self, X: np.ndarray, targets: Tensor, alphas: np.ndarray) -> Tensor:
-        """Set coefficients, and return the leave-one-out residuals of the best penalty."""
+    def _row_weights(self, y: np.ndarray, sample_weight) -> np.ndarray | None:
+        if sample_weight is None and self.class_weight is None:
+            return None
+        weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        (seen, codes), by_class = np.unique(y, return_inverse=True), self.class_weight
+        if isinstance(by_class, Mapping):  # which may name classes that y lacks
+            by_class = {label: by_class[label] for label in seen.tolist() if label in by_class}
+        weight = weight * weights_by_class(by_class, seen, codes)
+        weight[weight < _SMALLEST_WEIGHT] = 0
+        if not weight.any() or weight.max() > 1 / _SMALLEST_WEIGHT:
+            raise ValueError(
+                f"sample_weight and class_weight make weights up to {weight.max():g}: at least one must be "
+                f"{_SMALLEST_WEIGHT:g} or more, and none above {1 / _SMALLEST_WEIGHT:g}."
+            )
+        return weight
+
+    def _learn_classes(self, X: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Set the classes, and which of the net's outputs belong to them; return the numbers of the rows' classes."""
+        if len(np.unique(y)) < 2:
+            raise ValueError(f"y holds only one class, {y[:1].tolist()[0]!r}; a classifier needs two at least.")
+        if self.base_output:
+            outputs = self.gram_.outputs(X[:10])
+            refuse_probabilities(self.module_, outputs, "cross_entropy")
+            known = output_labels(self.net, label_probabilities(outputs).shape[1], y, self.classes)
+        else:
+            known = distinct(y if self.classes is None else self.classes, "classes")
+        self.classes_, self._outputs_order = np.unique(known, return_index=True)
+        named = {*y.tolist()}.union(self.class_weight if isinstance(self.class_weight, Mapping) else ())
+        unknown: list = sorted(named - {*self.classes_.tolist()}, key=str)
+        if unknown:
+            raise ValueError(
+                f"y or class_weight hold the labels {unknown[:10]}, which are none of {known[:10].tolist()}. Name all "
+                "by classes=[...], in the order of the net's outputs, or use base_output=False."
+            )
+        return np.searchsorted(self.classes_, y)
+
+    def _fit_rows(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+        """Fit to rows of positive weights, and return their leave-one-out scores."""
+        self._frequencies = np.bincount(codes, weight, len(self.classes_)) / weight.sum()
+        start = self._start(X)
+        roots = torch.from_numpy(np.sqrt(weight))[:, None].to(start)  # a row of weight w counts as √w of itself
+        targets = torch.eye(len(self.classes_)).to(start)[torch.from_numpy(codes)] - start
+        fitted = self._fit_exactly if self.n_components is None else self._fit_landmarks
+        residuals = fitted(X, roots * targets, roots, alphas) / roots
+        self.loo_errors_ /= weight.mean()
+        scores = (start + targets - residuals).cpu().numpy()
+        self.loo_score_ = float(np.average(scores.argmax(1) == codes, weights=weight))
+        self.temperature_ = fit_temperature(scores, codes, weight, _TEMPERATURES)
+        return scores
+
+    def _fit_exactly(self, X: np.ndarray, targets: Tensor, roots: Tensor, alphas: np.ndarray) -> Tensor:
+        """Set coefficients, and return the leave-one-out residuals of the best penalty; rows are scaled by `roots`."""
         self._held = self.gram_.held(X)
-        ridge = KernelRidge(gram_matrix(self.gram_, self._held))
+        ridge = KernelRidge(gram_matrix(self.gram_, self._held).mul_(roots).mul_(roots.T))
         errors, best = [], None
         for alpha in alphas.tolist():
             try:
@@ -197,14 +257,14 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             )
         _, self.alpha_, coefficients, residuals = best
         self.loo_errors_ = np.array(errors)
-        self.landmarks_, self.dual_coef_ = X, coefficients.cpu().numpy()
+        self.landmarks_, self.dual_coef_ = X, (roots * coefficients).cpu().numpy()
         return residuals
 
-    def _fit_landmarks(self, X: np.ndarray, targets: Tensor, alphas: np.ndarray) -> Tensor:
+    def _fit_landmarks(self, X: np.ndarray, targets: Tensor, roots: Tensor, alphas: np.ndarray) -> Tensor:
         self.landmarks_ = self._landmarks(X)
         self._held = self.gram_.held(self.landmarks_)
         whitening = inverse_square_root(gram_matrix(self.gram_, self._held))
-        features = self.gram_.dot(X, self._held, whitening).cpu().numpy()
+        features = (roots * self.gram_.dot(X, self._held, whitening)).cpu().numpy()
         from sklearn.linear_model import RidgeCV  # which takes long to import
 
         ridge = RidgeCV(alphas, fit_intercept=False, scoring="neg_mean_squared_error", store_cv_results=True)
@@ -223,12 +283,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         if not self.base_output:
             return torch.from_numpy(self._frequencies).to(engine.device, engine.feature_dtype).expand(len(X), -1)
         probabilities = label_probabilities(self.gram_.outputs(X).to(engine.feature_dtype))
-        if probabilities.shape[1] != len(self.classes_):
-            raise ValueError(
-                f"base_output=True begins at the probabilities of {probabilities.shape[1]} labels that the net knows, "
-                f"but y holds {len(self.classes_)} classes: use base_output=False, or give rows of all classes."
-            )
-        return probabilities
+        return probabilities[:, self._outputs_order]
 
     def _scores(self, X) -> np.ndarray:
         check_is_fitted(self)

@@ -123,6 +123,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
     """
 
     _allow_nd = False
+    _of_module = ("hidden_sizes", "structure", "activation", "dropout")
 
     def __init__(
         self,

@@ -124,6 +124,8 @@ class HistoryDisplay:
         >>> display.lines_["train_loss"].get_ydata().tolist()
         [1.0, 0.5]
         """
+        from matplotlib.ticker import MaxNLocator
+
         if ax is None:
             import matplotlib.pyplot as plt
 
@@ -140,6 +142,9 @@ class HistoryDisplay:
             if self.best_epoch is not None:
                 axes.axvline(self.best_epoch, color="0.5", linestyle=":", label="best epoch")
             axes.set_ylabel(label)
+            locator = axes.xaxis.get_major_locator()
+            if isinstance(locator, MaxNLocator):  # unless the axes were given another one
+                locator.set_params(integer=True, min_n_ticks=1)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
         self.axes_[-1].set_xlabel("epoch")

@@ -13,9 +13,10 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from ._base_net import BaseNetMixin, trained_classes
+from ._base_net import BaseNetMixin
 from ._callbacks import reported_fit
-from ._importance_checks import check_parameters, class_codes, rank_correlation, warn_of_one_row
+from ._importance_checks import check_parameters, rank_correlation, warn_of_one_row
+from ._net_labels import class_codes
 from ._units import unit_sums
 from .gradients import (
     GradientEngine,
@@ -55,6 +56,9 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
     per_class : bool, default=False
         Whether importances are found for each class as well: means over the rows of a class, that of `y` or without `y`
         the predicted one.
+    classes : array-like of shape (n_outputs,), optional
+        Labels of the net's outputs, in their order. By default those that a skorch net knows; of a module those of `y`
+        in sorted order, if they are as many as the outputs, or else the numbers from 0 on.
     percentile : float in (0, 100], default=15
         Percentage of a layer's entries that survive selection, for ``criterion="survival"``.
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
@@ -130,6 +134,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         criterion="sensitivity",
         labels="auto",
         per_class=False,
+        classes=None,
         percentile=15,
         layers="weights",
         net_output=None,
@@ -142,6 +147,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         self.criterion = criterion
         self.labels = labels
         self.per_class = per_class
+        self.classes = classes
         self.percentile = percentile
         self.layers = layers
         self.net_output = net_output
@@ -176,7 +182,7 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         labels = ("expected" if y is None else "true") if self.labels == "auto" else self.labels
         codes = None
         if self.per_class or labels == "true":
-            self.classes_, codes = class_codes(trained_classes(self.net, engine.n_labels), y, engine.n_labels)
+            self.classes_, codes = class_codes(self.net, engine.n_labels, y, self.classes)
         warn_of_one_row(len(X), self.criterion)
         if self.criterion == "magnitude":
             values = {plain_name(self.module_, b.name): self._magnitude(b.name) for b in engine.blocks}

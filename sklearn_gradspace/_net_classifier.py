@@ -3,17 +3,15 @@
 Samples and labels of any kind enter; a classifier with true labels leaves. It is the base of the package's classifiers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.utils import compute_sample_weight
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from ._labels import checked_labels, distinct
+from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
+from ._module_checks import check_logits
 from ._net_estimator import NetEstimator
-from ._parameter_checks import check_choices
 
 
 class NetClassifier(NetEstimator, NeuralNetClassifier):
@@ -53,7 +51,8 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
         y : array-like of shape (n_samples,)
             Class labels.
         classes : array-like of shape (n_classes,), optional
-            All labels that will ever come; needed in the first call if `y` does not hold them all.
+            All labels that will ever come; needed in the first call if `y` does not hold them all, and the same in
+            others.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the samples in the loss.
         **fit_params : dict
@@ -64,6 +63,13 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
         self : object
             The fitted net.
         """
+        if classes is not None and hasattr(self, "_labels"):
+            classes = distinct(classes, "classes")
+            if not np.array_equal(classes, self._labels):
+                raise ValueError(
+                    f"classes={classes[:10].tolist()} is not the same as on the last call to partial_fit or fit, which "
+                    f"was {self._labels[:10].tolist()}."
+                )
         return self._partial_fit(X, y, classes, sample_weight, fit_params)
 
     def _learn_labels(self, classes, in_y: Callable[[], Sequence]) -> None:
@@ -99,21 +105,34 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
 
     def _check_training_parameters(self) -> None:
         super()._check_training_parameters()
-        weights = self.class_weight
-        if weights is not None and not isinstance(weights, Mapping):
-            check_choices(self, {"class_weight": (None, "balanced")})
+        check_class_weight(self)
 
     def _weights_by_class(self, y: np.ndarray) -> np.ndarray:
-        codes = self.class_weight
-        if isinstance(codes, Mapping):
-            unknown: list = sorted(set(codes) - set(self._labels.tolist()), key=str)
-            if unknown or not all(isinstance(w, Real) and 0 <= float(w) < np.inf for w in codes.values()):
-                raise ValueError(
-                    f"class_weight={codes!r} must map labels of y to finite weights that are not negative; of its "
-                    f"labels y lacks {unknown}."
-                )
-            codes = {i: codes.get(label, 1.0) for i, label in enumerate(self._labels.tolist())}
-        return compute_sample_weight(codes, y)
+        return weights_by_class(self.class_weight, self._labels, y)
+
+    def get_loss(self, y_pred, y_true, X=None, training=False):
+        """Return the mean loss of a batch; in a fit's first one the outputs are checked.
+
+        Parameters
+        ----------
+        y_pred : Tensor of shape (n, n_classes)
+            Outputs of the module.
+        y_true : Tensor of shape (n,)
+            Numbers of the classes.
+        X : array-like
+            The batch.
+        training : bool, default=False
+            Whether this is a step of training.
+
+        Returns
+        -------
+        loss : Tensor of shape ()
+            The loss.
+        """
+        if self._unchecked and isinstance(self.criterion_, nn.CrossEntropyLoss):
+            del self._unchecked
+            check_logits(self.module_, y_pred, self._n_outputs)
+        return super().get_loss(y_pred, y_true, X=X, training=training)
 
     def predict_proba(self, X):
         """Return the probability of each class.

@@ -17,7 +17,7 @@ from skorch.utils import is_dataset
 
 from ._callbacks import CallbacksMixin, fit_report, reported
 from ._parameter_checks import check_flags
-from ._rows import RowDataset, WeightedRows, as_array
+from ._rows import RowDataset, WeightedRows, as_array, check_sample_shape
 from ._skorch_sklearn import SklearnNetMixin
 from ._training_checks import check_training_parameters
 
@@ -48,6 +48,8 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
     """
 
     _fitting = False
+    _of_module: tuple[str, ...] = ()  # parameters that enter the module alone
+    _unchecked = False  # in a fit, until its first outputs are checked
     _allow_nd = True
     class_weight = None  # a parameter of classifiers alone
 
@@ -213,14 +215,19 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             X, y = self._with_weights(X, y, sample_weight)
         if reset:
             self._learn_targets(X, y)
+        if initialize:
+            self._made_with = {name: getattr(self, name) for name in self._of_module}
+        else:
+            self._check_module_stays()
         with self._random_state(fresh=initialize or not hasattr(self, "_rng_states")):
             if initialize:
                 self.initialize()
-            self._fitting = True
+            self._fitting = self._unchecked = True
             try:
                 super().partial_fit(X, y, _routing_method=method, **fit_params)
             finally:
                 del self._fitting
+                vars(self).pop("_unchecked", None)
         if self.history:
             loss = self.history[-1].get("train_loss", 0.0)  # an interrupted epoch has none
             if not np.isfinite(loss) or not all(p.isfinite().all() for p in self.module_.parameters()):
@@ -229,6 +236,16 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
                     "the input."
                 )
         return self
+
+    def _check_module_stays(self) -> None:
+        """Raise ValueError where a parameter was changed that the module, which is trained on, was made with."""
+        for name, before in getattr(self, "_made_with", {}).items():  # files of older versions lack it
+            now = getattr(self, name)
+            if not np.array_equal(np.ravel(now), np.ravel(before)):
+                raise ValueError(
+                    f"{name}={now!r}, but the module was made with {name}={before!r}: warm_start and partial_fit go on "
+                    f"with the module that is there. Keep {name}, or begin anew by fit with warm_start=False."
+                )
 
     def _check_training_parameters(self) -> None:
         check_training_parameters(self)
@@ -266,7 +283,10 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
                 self._set_dtype(np.dtype(np.float32))
             return X
         dtype = [np.float64, np.float32] if reset else self._numpy_dtype
-        X = validate_data(self, as_array(X), reset=reset, accept_sparse="csr", dtype=dtype, allow_nd=self._allow_nd)
+        X = as_array(X)
+        if not reset:
+            check_sample_shape(X, getattr(self, "_sample_shape", ()))
+        X = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=dtype, allow_nd=self._allow_nd)
         if reset:
             self._set_dtype(X.dtype)
             self._sample_shape = X.shape[1:]

@@ -5,9 +5,11 @@ to targets.
 """
 
 import json
+import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,6 +86,8 @@ def to_onnx(estimator: ECOptClassifier | ECOptRegressor | Pipeline, path: str | 
         For any other estimator or step.
     NotFittedError
         Before `fit`.
+    FileNotFoundError
+        Where there is no folder for the file.
     ImportError
         Where onnx or onnxscript is not installed.
 
@@ -111,8 +115,7 @@ def to_onnx(estimator: ECOptClassifier | ECOptRegressor | Pipeline, path: str | 
             "estimator was fitted to a Dataset or a dictionary; to_onnx needs the shape of samples: fit it to arrays."
         )
     predictions = (_Probabilities if isinstance(last, ECOptClassifier) else _Targets)(last, scalers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is going on inside torch and onnxscript
+    with replacing(Path(path)) as temporary, _quiet():
         program = torch.onnx.export(
             predictions.eval(),
             (torch.zeros(2, *last._sample_shape, dtype=torch.float32),),
@@ -122,7 +125,20 @@ def to_onnx(estimator: ECOptClassifier | ECOptRegressor | Pipeline, path: str | 
             dynamo=True,
             verbose=False,
         )
-    if isinstance(last, ECOptClassifier):
-        program.model.metadata_props["classes"] = json.dumps(last.classes_.tolist())
-    with replacing(Path(path)) as temporary:
+        if isinstance(last, ECOptClassifier):
+            program.model.metadata_props["classes"] = json.dumps(last.classes_.tolist())
         program.save(temporary, external_data=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch and onnxscript tell of themselves, such as of packages that are not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -25,6 +25,13 @@ def as_array(X):
     return X
 
 
+def check_sample_shape(X, fitted: tuple[int, ...]) -> None:
+    """Raise ValueError where samples are not like those of `fit`, unless these are vectors, which have features."""
+    shape = getattr(X, "shape", (0,))[1:]
+    if max(len(shape), len(fitted)) > 1 and (len(shape), shape[:1]) != (len(fitted), fitted[:1]):
+        raise ValueError(f"X has samples of shape {tuple(shape)}; the net was fitted to {fitted}.")
+
+
 def check_numeric(X: np.ndarray) -> np.ndarray:
     """Return `X` in a precision that torch has, or say that it holds no numbers, such as dates."""
     if X.dtype.kind not in "buif":

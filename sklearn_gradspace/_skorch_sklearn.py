@@ -17,6 +17,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from ._module_checks import input_error
 from ._rows import RowDataset, WeightedRows, whole_batch
 from .gradients import check_device
 
@@ -154,6 +155,12 @@ class SklearnNetMixin:
         kwargs, has_data = self.get_params_for("module"), hasattr(self, "n_features_in_")
         if has_data and not isinstance(self.module, nn.Module):
             taken = signature(self.module).parameters
+            unknown = sorted(kwargs.keys() - taken.keys())
+            if unknown and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+                raise TypeError(
+                    f"module has no {' or '.join(f'module__{name}' for name in unknown)}: {_name(self.module)} takes "
+                    f"{', '.join(taken) or 'nothing'}."
+                )
             kwargs = {name: size for name, size in self._module_sizes().items() if name in taken} | kwargs
         try:
             module = self.initialized_instance(self.module, kwargs)
@@ -224,4 +231,14 @@ class SklearnNetMixin:
         like = next(self.module_.parameters(), None)
         if isinstance(x, Tensor) and x.is_floating_point() and like is not None:
             x = x.to(like.device, like.dtype)
-        return super().infer(x, **fit_params)
+        try:
+            return super().infer(x, **fit_params)
+        except (RuntimeError, IndexError) as error:
+            told = input_error(self.module_, x, error)
+            if told is None:
+                raise
+            raise told from error
+
+
+def _name(function) -> str:
+    return getattr(function, "__name__", repr(function))

@@ -359,3 +359,8 @@ def test_trains_on_the_device(device, method):
     assert classifier.score(images, labels) > 0.9
     assert pickle.loads(pickle.dumps(classifier)).score(images, labels) > 0.9
     assert ECOptRegressor(**options).fit(X.astype(np.float32), target).score(X, target) > 0.8
+
+
+def test_logarithms_of_probabilities_are_logits():
+    layers = [nn.Linear(X.shape[1], 4), nn.ReLU(), nn.Linear(4, len(np.unique(y))), nn.LogSoftmax(1)]
+    ECOptClassifier(module=nn.Sequential(*layers), max_epochs=1, random_state=0).fit(X, y)

@@ -1,4 +1,4 @@
-"""scikit-learn's own checks, every one of them, on every public estimator in all of its outputs."""
+"""scikit-learn's own checks, every one of them but one, on every public estimator in all of its outputs."""
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -11,6 +11,14 @@ from sklearn_gradspace import (
     GradientKernelClassifier,
     GradNetClassifier,
 )
+
+
+def expected_failures(estimator):
+    """Return checks that fail on purpose, and why."""
+    if not isinstance(estimator, GradientKernelClassifier):
+        return {}
+    reason = "leave-one-out leaves a row out with all of its weight, and of repeated rows one: another temperature"
+    return {"check_sample_weight_equivalence_on_dense_data": reason}
 
 
 @parametrize_with_checks(
@@ -38,7 +46,8 @@ from sklearn_gradspace import (
         GradNetClassifier(),
         GradNetClassifier(activation="square", structure="full", regularization=1e-4),
         GradNetClassifier(views="all", schedule="cosine", regularization=1e-4, l1_ratio=0.5, label_smoothing=0.01),
-    ]
+    ],
+    expected_failed_checks=expected_failures,
 )
 def test_check(estimator, check):
     check(estimator)

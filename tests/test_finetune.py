@@ -1,5 +1,8 @@
 """Fine-tuning trains the chosen entries alone, by the steps that training the whole net would make of them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +172,32 @@ def test_batches_of_one_row_have_no_statistics():
     with pytest.raises(ValueError, match="iterator_train__drop_last=True"):
         finetune(normalised, X, y, mask, update_statistics=True, batch_size=4)
     finetune(normalised, X, y, mask, update_statistics=True, batch_size=4, iterator_train__drop_last=True)
+
+
+def test_group_norms_behind_frozen_layers_with_channels_last():
+    """torch ends the process there, at once or soon; so it is one of its own."""
+    script = """if True:
+        import numpy as np, torch
+        from torch import nn
+        from sklearn_gradspace import finetune
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(8 * 36, 4))
+        X, y = np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype("f4"), np.arange(20) % 4
+        mask = {"1.weight": torch.ones(8, dtype=torch.bool)}
+        tuned = [finetune(n, X, y, mask, random_state=0) for n in (net, net.to(memory_format=torch.channels_last))]
+        one, other = (n[1].weight for n in tuned)
+        assert torch.allclose(one, other, rtol=1e-5) and (one != 1).all()
+        assert not tuned[1][1]._forward_pre_hooks
+    """
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+
+
+def test_the_order_of_a_modules_labels():
+    net, X, y = MLP(6, 3), np.random.default_rng(0).normal(size=(12, 6)), np.arange(12) % 3
+    names, mask = np.array(["zero", "one", "two"]), {"layers.1.weight": np.ones((32, 6), bool)}
+    expected = finetune(net, X, y, mask, random_state=0)
+    named = finetune(net, X, names[y], mask, classes=names, random_state=0)
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), expected.parameters()))
+    with pytest.warns(UserWarning, match="taken in sorted order"):
+        guessed = finetune(net, X, names[y], mask, random_state=0)
+    assert not torch.equal(guessed.layers[1].weight, expected.layers[1].weight)

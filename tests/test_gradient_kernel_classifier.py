@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, LeaveOneOut, cross_val_predict, train_test_split
+from sklearn.model_selection import GridSearchCV, LeaveOneOut, cross_val_predict, learning_curve, train_test_split
 from torch import nn
 
 from sklearn_gradspace import GradientKernel, GradientKernelClassifier
@@ -138,7 +138,7 @@ def test_labels_of_any_kind(net, data, n_components):
     X, y = data
     plain = GradientKernelClassifier(net, n_components=n_components, random_state=0).fit(X, y)
     for labels in (np.array(["ant", "bee", "cow"]), np.array(["a", "b", "c"], dtype=object), np.array([-5, 2, 10])):
-        model = clone(plain).fit(X, labels[y])
+        model = clone(plain).set_params(classes=labels if labels.dtype.kind in "UO" else None).fit(X, labels[y])
         assert np.array_equal(model.classes_, labels)
         assert np.array_equal(model.predict(X), labels[plain.predict(X)])
         assert model.score(X, labels[y]) == plain.score(X, y)
@@ -148,26 +148,136 @@ def test_a_fitted_skorch_net_and_its_classes(data):
     X, y = data
     labels = np.array(["a", "b", "c"])[y]
     base = NetClassifier(MLP, max_epochs=2, random_state=0).fit(X.astype(np.float32), labels)
-    for net in (base, base.module_, FrozenEstimator(base)):
-        model = GradientKernelClassifier(net).fit(X, labels)
+    for net, classes in ((base, None), (base.module_, ["a", "b", "c"]), (FrozenEstimator(base), None)):
+        model = GradientKernelClassifier(net, classes=classes).fit(X, labels)
         assert_close(model.decision_function(X), GradientKernelClassifier(base.module_).fit(X, y).decision_function(X))
         assert model.module_ is base.module_
     other = np.array(["a", "b", "d"])[y]
-    with pytest.raises(ValueError, match=r"base net, which does not know the labels \['d'\]"):
+    with pytest.raises(ValueError, match=r"hold the labels \['d'\], which are none of \['a', 'b', 'c'\]"):
         GradientKernelClassifier(base).fit(X, other)
     assert set(GradientKernelClassifier(base, base_output=False).fit(X, other).predict(X)) <= {"a", "b", "d"}
 
 
 @pytest.mark.parametrize("n_components", [None, 5])
-def test_the_base_nets_probabilities_need_all_classes(net, data, n_components):
+def test_a_class_of_the_net_may_be_missing(net, data, n_components):
     X, y = data
-    few = y < 2
-    model = GradientKernelClassifier(net, n_components=n_components)
-    with pytest.raises(ValueError, match=r"of 3 labels that the net knows, but y holds 2 classes: use base_output=Fal"):
-        model.fit(X[few], y[few])
-    assert model.set_params(base_output=False).fit(X[few], y[few]).predict_proba(X).shape == (30, 2)
-    with pytest.raises(ValueError, match=r"of 2 labels that the net knows, but y holds 3 classes"):
+    few = y != 1
+    model = GradientKernelClassifier(net, n_components=n_components, random_state=0).fit(X[few], y[few])
+    assert np.array_equal(model.classes_, [0, 1, 2]) and model.predict_proba(X).shape == (30, 3)
+    assert model.loo_decision_function_.shape == (few.sum(), 3)
+    start = reference.probabilities(make_net(), X[few])
+    weights = model.alpha_ * model.dual_coef_
+    if n_components is None:  # the ridge's equations, in which the missing class is a target of zeros
+        targets = np.eye(3)[y[few]] - start
+        kernel = GradientKernel(net).fit(X[few]).pairwise(X[few])
+        assert_close(weights + kernel @ model.dual_coef_, targets, 1e-8)
+    named = GradientKernelClassifier(net, classes=["a", "b", "c"], n_components=n_components, random_state=0)
+    named.fit(X[few], np.array(["a", "b", "c"])[y[few]])
+    assert_close(named.decision_function(X), model.decision_function(X))
+    only = clone(model).set_params(base_output=False).fit(X[few], y[few])
+    assert np.array_equal(only.classes_, [0, 2])
+    assert clone(only).set_params(classes=[0, 1, 2]).fit(X[few], y[few]).predict_proba(X).shape == (30, 3)
+    with pytest.raises(ValueError, match=r"hold the labels \[2\], which are none of \[0, 1\]"):
         GradientKernelClassifier(make_net(1)).fit(X, y)
+
+
+def test_learning_curves_whose_first_rows_lack_a_class(net, data):
+    X, y = data
+    order = np.argsort(y, kind="stable")[np.r_[5:20, 20:30, 0:5]]
+    folds = [(order[:25], order[25:])]
+    _, train, test = learning_curve(
+        GradientKernelClassifier(net), X, y, train_sizes=[12, 25], cv=folds, error_score="raise"
+    )
+    assert np.isfinite(train).all() and np.isfinite(test).all()
+
+
+def test_the_order_of_a_modules_labels(net, data):
+    X, y = data
+    names = np.array(["zero", "one", "two"])
+    numbered = GradientKernelClassifier(net).fit(X, y)
+    ordered = GradientKernelClassifier(net, classes=names).fit(X, names[y])  # without a warning
+    assert np.array_equal(ordered.classes_, ["one", "two", "zero"])
+    assert np.array_equal(ordered.predict(X), names[numbered.predict(X)])
+    assert_close(ordered.decision_function(X), numbered.decision_function(X)[:, [1, 2, 0]])
+    with pytest.warns(UserWarning, match=r"taken in sorted order, \['one', 'two', 'zero'\]. Pass classes=\[\.\.\.\]"):
+        guessed = GradientKernelClassifier(net).fit(X, names[y])
+    assert not np.array_equal(guessed.predict(X), ordered.predict(X))
+    with pytest.raises(ValueError, match="must be 3 different labels"):
+        GradientKernelClassifier(net, classes=["one", "two"]).fit(X, names[y])
+
+
+def weighted(net, X, y, weight, alpha, counted):
+    """Return the scores of all rows by the ridge with weights of those rows that count."""
+    kernel, start = GradientKernel(net).fit(X).pairwise(X), reference.probabilities(net, X)
+    ridge = KernelRidge(alpha=alpha, kernel="precomputed")
+    ridge.fit(kernel[np.ix_(counted, counted)], (np.eye(3)[y] - start)[counted], weight[counted])
+    return start + ridge.predict(kernel[:, counted])
+
+
+@pytest.mark.parametrize("n_components", [None, 100])
+def test_weights_in_leave_one_out(net, data, n_components):
+    X, y = data
+    weight = np.random.default_rng(1).choice([0, 0.3, 1, 2.5], len(X))
+    model = GradientKernelClassifier(net, alphas=ALPHAS, n_components=n_components).fit(X, y, sample_weight=weight)
+    counted, errors, all_scores = np.flatnonzero(weight), [], []
+    for alpha in ALPHAS:
+        scores = weighted(make_net(), X, y, weight, alpha, counted)
+        all_scores.append(scores.copy())
+        for row in counted:
+            scores[row] = weighted(make_net(), X, y, weight, alpha, counted[counted != row])[row]
+        errors.append((scores, np.average(np.square(scores - np.eye(3)[y]).mean(1), weights=weight)))
+    best = int(np.argmin([error for _, error in errors]))
+    assert_close(model.loo_errors_, [error for _, error in errors], 1e-6)
+    assert model.alpha_ == ALPHAS[best]
+    left_out = errors[best][0]
+    assert_close(model.loo_decision_function_, left_out, 1e-6)
+    assert_close(model.decision_function(X), all_scores[best], 1e-6)
+    assert model.loo_score_ == pytest.approx(np.average(left_out.argmax(1) == y, weights=weight))
+
+    def loss(temperature):
+        proba = softmax(left_out / temperature, axis=1)
+        return -np.average(np.log(proba[np.arange(30), y]), weights=weight)
+
+    assert all(loss(model.temperature_) < loss(model.temperature_ * f) for f in (0.95, 1.05))
+
+
+@pytest.mark.parametrize("base_output", [True, False])
+def test_weights_are_repetitions_and_weight_0_leaves_a_row_out(net, data, base_output):
+    X, y = data
+    weight = np.random.default_rng(2).integers(0, 4, len(X))
+    model = GradientKernelClassifier(net, alphas=[0.1], base_output=base_output)
+    scores = clone(model).fit(X, y, sample_weight=weight).decision_function(X)
+    assert_close(clone(model).fit(np.repeat(X, weight, 0), np.repeat(y, weight)).decision_function(X), scores, 1e-9)
+    kept, part = weight > 0, {"alphas": ALPHAS, "n_components": None}
+    some = clone(model).set_params(**part).fit(X, y, sample_weight=kept)
+    less = clone(model).set_params(**part).fit(X[kept], y[kept])
+    assert some.temperature_ == less.temperature_ and some.alpha_ == less.alpha_
+    assert np.array_equal(some.predict_proba(X), less.predict_proba(X))
+    assert np.array_equal(some.loo_decision_function_[kept], less.loo_decision_function_)
+    ones = clone(model).set_params(**part).fit(X, y, sample_weight=np.ones(30))
+    assert np.array_equal(ones.predict_proba(X), clone(ones).fit(X, y).predict_proba(X))
+
+
+def test_class_weights_multiply(net, data):
+    X, y = data
+    names = np.array(["a", "b", "c"])
+    by_class = {"a": 0.5, "c": 3.0}
+    weight = np.random.default_rng(3).uniform(size=30)
+    model = GradientKernelClassifier(net, classes=names, class_weight=by_class).fit(X, names[y], sample_weight=weight)
+    plain = GradientKernelClassifier(net).fit(X, y, sample_weight=weight * np.array([0.5, 1.0, 3.0])[y])
+    assert_close(model.decision_function(X), plain.decision_function(X))
+    balanced = GradientKernelClassifier(net, class_weight="balanced").fit(X, y)
+    plain.fit(X, y, sample_weight=10 / np.bincount(y)[y])
+    assert_close(balanced.decision_function(X), plain.decision_function(X))
+    few = y != 2  # class_weight may name a class that these rows lack
+    assert np.array_equal(clone(model).fit(X[few], names[y[few]]).classes_, names)
+
+
+def test_weights_reach_a_net_that_is_trained(data):
+    X, y = data
+    weight = np.where(y == 2, 1e-3, 1.0)
+    model = GradientKernelClassifier(random_state=0).fit(X, y, sample_weight=weight)
+    assert np.mean(model.predict(X) == 2) < np.mean(clone(model).fit(X, y).predict(X) == 2)
 
 
 @pytest.mark.parametrize("options", [{}, {"n_components": 8}, {"n_directions": 2}, {"projection": 20}])

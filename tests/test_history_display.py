@@ -75,3 +75,10 @@ def test_what_has_no_history_is_refused():
         HistoryDisplay.from_estimator(make_pipeline(DummyClassifier()).fit(X, y))
     with pytest.raises(NotFittedError):
         HistoryDisplay.from_estimator(ECOptClassifier())
+
+
+def test_ticks_are_whole_epochs():
+    for n in (1, 2, 3):
+        display = HistoryDisplay([*range(1, n + 1)], {"train_loss": [1.0] * n}, {}).plot()
+        ticks = display.axes_[0].get_xticks()
+        assert all(tick == int(tick) for tick in ticks)

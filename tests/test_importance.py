@@ -173,11 +173,11 @@ def test_classes_make_up_the_whole():
     case = BY_NAME["mlp of three layers"]
     X = np.random.default_rng(0).normal(size=(30, 6))
     y = np.array(["b", "a", "c"])[np.random.default_rng(1).integers(0, 3, 30)]
-    found = EdgeImportance(case.net(), per_class=True).fit(X, y)
+    found = EdgeImportance(case.net(), per_class=True, classes=["a", "b", "c"]).fit(X, y)
     shares = np.array([(y == label).mean() for label in found.classes_])
     for name, values in found.importances_.items():
         assert_close(np.tensordot(shares, found.class_importances_[name], 1), values)
-    # The class is the label of that number, in sorted order, as the net has them.
+    # The class is the label of that number, in the order that was given.
     alone = EdgeImportance(case.net()).fit(X[y == "b"], np.full((y == "b").sum(), 1))
     assert_close(found.importances_of("b")["0.weight"], alone.importances_["0.weight"])
     assert_close(found.class_standard_errors_["0.weight"][1], alone.standard_errors_["0.weight"], 1e-6)
@@ -373,12 +373,27 @@ def test_labels_of_a_plain_skorch_net_are_numbers_of_outputs():
         EdgeImportance(net).fit(X, np.arange(60) % 7)
 
 
-def test_predicted_classes_need_a_name_for_every_output():
-    X = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
-    net = NetClassifier(MLP(6, 5), max_epochs=1, random_state=0).fit(X, np.arange(20) % 2)
-    with pytest.raises(ValueError, match="5 labels and knows the names of 2: pass y"):
-        EdgeImportance(net, per_class=True).fit(X)
-    assert EdgeImportance(net, per_class=True).fit(X, np.arange(20) % 2).classes_.tolist() == [0, 1]
+def test_classes_need_a_name_for_every_output():
+    X, y = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32), np.arange(20) % 2
+    net = NetClassifier(MLP, max_epochs=1, random_state=0).fit(X, y)
+    importance = EdgeImportance(net, per_class=True, net_output=lambda z: torch.cat([z, z[:, :1]], 1))
+    for labels in ((), (y,)):
+        with pytest.raises(ValueError, match=r"3 labels and knows the names of 2: pass classes=\["):
+            importance.fit(X, *labels)
+    assert importance.set_params(classes=["a", "b", "c"]).fit(X).classes_.tolist() == ["a", "b", "c"]
+
+
+def test_the_order_of_a_modules_labels():
+    net, X, y = MLP(6, 3), np.random.default_rng(0).normal(size=(12, 6)), np.arange(12) % 3
+    names = np.array(["zero", "one", "two"])
+    expected = EdgeImportance(net, per_class=True).fit(X, y)
+    named = EdgeImportance(net, per_class=True, classes=names).fit(X, names[y])
+    assert named.classes_.tolist() == names.tolist()
+    for name, values in expected.class_importances_.items():
+        np.testing.assert_array_equal(named.class_importances_[name], values)
+    with pytest.warns(UserWarning, match="taken in sorted order"):
+        EdgeImportance(net).fit(X, names[y])
+    EdgeImportance(net, labels="expected").fit(X, names[y])  # without a warning: labels do not enter
 
 
 def test_a_class_without_rows_has_no_importances():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_what_has_no_onnx_form_is_refused(tmp_path):
     with pytest.raises(TypeError, match="MinMaxScaler"):
         to_onnx(make_pipeline(MinMaxScaler(), ECOptClassifier(max_epochs=1)).fit(X, CODES), path)
     assert not path.exists()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing for the file model\.onnx"):
+        to_onnx(ECOptClassifier(max_epochs=1).fit(X, CODES), tmp_path / "missing" / "model.onnx")
+
+
+def test_torch_prints_nothing(tmp_path, capfd):
+    level = logging.getLogger("torch.onnx").level
+    exported(ECOptClassifier(max_epochs=1, random_state=0).fit(X, CODES), tmp_path / "model.onnx")
+    shown = capfd.readouterr()
+    assert "torchvision" not in shown.out + shown.err
+    assert logging.getLogger("torch.onnx").level == level
 
 
 def test_what_is_not_installed_is_named(monkeypatch, tmp_path):

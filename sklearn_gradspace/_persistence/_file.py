@@ -31,6 +31,8 @@ def write_file(path: Path, content: dict, tensors: dict[str, Tensor]) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a file that in the end takes the place of `path`, if all went well."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for the file {path.name}: make it first.")
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         yield temporary

@@ -91,7 +91,8 @@ def _given_net(reader: Reader, node: dict) -> nn.Module:
     if handed is None:
         raise ValueError(
             f"{place} is a net of the class {node['class']}, of which the file has the weights alone: pass one of that "
-            f"class, load(path, net=...), or several by their places, load(path, net={{{place!r}: ...}})."
+            f"class, load(path, net=...), or several by their places, load(path, net={{{place!r}: ...}})"
+            f"{f'; of net there are the places {[*reader.net]} alone' if reader.net else ''}."
         )
     net = own_copy(trained_module(handed))
     _set_tensors(net, reader.nodes(node["tensors"]), f"net for {place}, a {type(net).__name__}")

@@ -11,9 +11,10 @@ from ._features import GradientFeatures
 from ._fisher import FISHER_SCALES, FisherStatistics, Whitening
 from ._forward import leaves
 from ._gram import GradientGram, GradientTile
+from ._group_norm import guard_group_norms
 from ._mask import as_bool, as_mask
 from ._memmap import GradientMemmap, to_memmap
-from ._memory import free_bytes, require_memory
+from ._memory import free_bytes, is_out_of_memory, require_memory
 from ._moments import ScoreMoments
 from ._names import by_torchs_names, masked_weight, owner, plain_name
 from ._outputs import SCALARS, as_table, check_finite, label_probabilities, predicted_labels, two_logits
@@ -63,6 +64,8 @@ __all__ = [
     "check_finite",
     "check_gradients",
     "free_bytes",
+    "guard_group_norms",
+    "is_out_of_memory",
     "label_probabilities",
     "leaves",
     "masked_weight",

@@ -120,6 +120,8 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
         Where the net has no parameters, all of them are frozen, or a pattern matches none.
     """
     if not isinstance(net, nn.Module):
+        if isinstance(net, type):
+            raise TypeError(f"net is the class {net.__name__}: pass a trained instance of it.")
         raise TypeError(f"net must be a torch Module, not {type(net).__name__}.")
     named = dict(net.named_parameters())
     if not named:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ._blocks import choose_parameters, make_blocks
 from ._forward import ForwardPass, forward_pass, net_output
+from ._group_norm import guard_group_norms
 from ._memory import RowLimit, free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
@@ -142,9 +143,7 @@ class GradientEngine:
         chosen = {block.name for block in self.blocks}
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in chosen)
-        for layer in module.modules():
-            if isinstance(layer, nn.GroupNorm):
-                layer.register_forward_pre_hook(_in_usual_order)
+        guard_group_norms(module)
         return module
 
     @property
@@ -514,15 +513,3 @@ class GradientEngine:
             fit = int(self.n_params * free / n_bytes)
             text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
         return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
-
-
-def _in_usual_order(layer: nn.GroupNorm, args: tuple) -> tuple:
-    """Return the arguments of a group norm, images in the usual order of memory.
-
-    With channels last torch writes the gradient of images also where nobody asked for it and there is no place for it,
-    of which the process dies (2.13, on the CPU).
-    """
-    images, *more = args
-    if images.ndim < 4 or images.stride(1) != 1:
-        return args
-    return images.clone(memory_format=torch.contiguous_format), *more
