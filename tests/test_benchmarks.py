@@ -1,4 +1,4 @@
-"""Table 1 and edges, run on a few made images: tables, pictures, and that what was computed is not computed again."""
+"""Benchmarks, run on a few made images: tables, pictures, and that what was computed is not computed again."""
 
 import csv
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import ParameterGrid
+
+from sklearn_gradspace.modules import MLP
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -74,6 +77,33 @@ def test_ablations(table1, capsys, monkeypatch):
     monkeypatch.setattr(ablations, "fit_and_test", None)
     ablations.main(arguments)
     assert capsys.readouterr().out.splitlines()[1:] == table.splitlines()[1:]  # the first has the load
+
+
+def test_other_data(table1, capsys, monkeypatch):
+    """A table, a picture, and that what was computed is not computed again; settings are those of the estimators."""
+    import _other_data_contenders as contenders
+    import other_data
+
+    for name in (*contenders.WITH_BASE[1:], *contenders.WITHOUT):
+        for large in (False, True):
+            estimator, grid = contenders.estimator_and_grid(name, MLP(4, 3), large, 1, 0)
+            for setting in ParameterGrid(grid):
+                estimator.set_params(**setting)
+    monkeypatch.setattr(other_data, "WITH_BASE", contenders.WITH_BASE[:2])
+    monkeypatch.setattr(other_data, "WITHOUT", contenders.WITHOUT[::2])
+    arguments = ["--data-home", ".", "--data", "wine", "MNIST, MLP", "--seeds", "0", "1"]
+    arguments += ["--base-rows", "60", "--rows", "40", "--test-rows", "20"]
+    other_data.main([*arguments, "--picture", "o.png"])
+    shown = capsys.readouterr().out.partition("test accuracy")[2]
+    assert shown.count("**") == 3  # of which the first explains the mark
+    with open("other_data.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * (4 + 3)
+    assert all(0 <= float(line["accuracy"]) <= 1 for line in lines)
+    assert Path("o.png").stat().st_size > 1000
+    monkeypatch.setattr(other_data.Case, "prepare", None)
+    other_data.main(arguments)
+    assert capsys.readouterr().out.partition("test accuracy")[2] == shown
 
 
 def test_edges(table1, capsys, monkeypatch):
