@@ -33,7 +33,8 @@ class BaseNetMixin(CallbacksMixin):
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
         X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
-        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device, sample_weight)
+        classes = getattr(self, "classes", None)
+        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device, classes, sample_weight)
         return X, y
 
     def _validated(self, X) -> np.ndarray:
@@ -86,7 +87,7 @@ def trained_module(net) -> nn.Module | None:
 
 
 def resolve_net(
-    net, X: np.ndarray, y: np.ndarray | None, random_state, device, sample_weight: np.ndarray | None = None
+    net, X: np.ndarray, y: np.ndarray | None, random_state, device, classes, sample_weight: np.ndarray | None
 ) -> nn.Module:
     """Return the trained module for the parameter `net`, training one on (X, y) where that is asked for."""
     if isinstance(net, type):
@@ -111,7 +112,7 @@ def resolve_net(
     if y is None:
         raise ValueError("without a trained net the estimator requires y to be passed, but the target y is None.")
     if net is None:
-        classifier = NetClassifier(MLP, random_state=random_state, device=device or "cpu")
+        classifier = NetClassifier(MLP, classes=classes, random_state=random_state, device=device or "cpu")
         return classifier.fit(X.astype(np.float32), y, sample_weight).module_
     returned = net(X.astype(np.float32) if X.dtype == np.float64 else X, y)
     module = trained_module(returned)

@@ -40,9 +40,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     base_output : bool, default=True
         Whether to begin at the base net's probabilities or at the frequencies of the classes.
     classes : array-like of shape (n_classes,), optional
-        All labels, also those that `y` may lack; with `base_output` those of the net's outputs, in their order. By
-        default labels are those that a skorch net knows; of a module those of `y` in sorted order, if they are as many
-        as the outputs, or else the numbers from 0 on; without `base_output` those of `y`.
+        All labels, also those that `y` may lack; with `base_output` those of the net's outputs, in their order, or in
+        any with ``net=None``. By default labels are those that a skorch net knows; of a module those of `y` in sorted
+        order, if they are as many as the outputs, or else the numbers from 0 on; without `base_output` those of `y`.
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes, by which those of rows are multiplied.
     n_components : int, optional
@@ -176,13 +176,14 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         X = self._fit_gram(X, y, weight)
         codes = self._learn_classes(X, y)
         weight = np.ones(len(X)) if weight is None else weight
-        if weight.all():
+        counted = weight > 0
+        if counted.all():
             self.loo_decision_function_ = self._fit_rows(X, codes, weight, alphas)
             return self
-        counted = np.flatnonzero(weight)
-        left_out = self._fit_rows(X[counted], codes[counted], weight[counted], alphas)
-        self.loo_decision_function_ = self._scores(X)
-        self.loo_decision_function_[counted] = left_out
+        scores = self._fit_rows(X[counted], codes[counted], weight[counted], alphas)
+        self.loo_decision_function_ = np.empty((len(X), scores.shape[1]), scores.dtype)
+        self.loo_decision_function_[counted] = scores
+        self.loo_decision_function_[~counted] = self._scores(X[~counted])
         return self
 
     def _row_weights(self, y: np.ndarray, sample_weight) -> np.ndarray | None:

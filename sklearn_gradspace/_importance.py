@@ -57,8 +57,9 @@ class EdgeImportance(BaseNetMixin, BaseEstimator):
         Whether importances are found for each class as well: means over the rows of a class, that of `y` or without `y`
         the predicted one.
     classes : array-like of shape (n_outputs,), optional
-        Labels of the net's outputs, in their order. By default those that a skorch net knows; of a module those of `y`
-        in sorted order, if they are as many as the outputs, or else the numbers from 0 on.
+        Labels of the net's outputs, in their order, or in any with ``net=None``. By default those that a skorch net
+        knows; of a module those of `y` in sorted order, if they are as many as the outputs, or else the numbers from 0
+        on.
     percentile : float in (0, 100], default=15
         Percentage of a layer's entries that survive selection, for ``criterion="survival"``.
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"

@@ -30,15 +30,15 @@ def trained_classes(net, n_labels: int) -> np.ndarray | None:
 def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None) -> np.ndarray:
     """Return the labels of the outputs, in their order.
 
-    They are `classes`, or those that a skorch net knows; else those of `y` in sorted order, if they are as many as the
-    net has labels; else the numbers from 0 on. Of a module that is given a sorted order of names is a guess, of which a
-    warning tells.
+    They are `classes`, sorted if `net` is None, which was trained on them; or those that a skorch net knows; else those
+    of `y` in sorted order, if they are as many as the net has labels; else the numbers from 0 on. Of a module that is
+    given a sorted order of names is a guess, of which a warning tells.
     """
     if classes is not None:
-        known = checked_labels(classes) if np.ndim(classes) == 1 else np.empty(0)
-        if len(known) != n_labels or len(distinct(known, "classes")) != n_labels:
+        ordered = distinct(classes, "classes")
+        if len(ordered) != n_labels or np.shape(classes) != (n_labels,):
             raise ValueError(f"classes={classes!r} must be {n_labels} different labels, one for each of those of net.")
-        return known
+        return ordered if net is None else np.asarray(classes)
     known = trained_classes(net, n_labels)
     if known is not None:
         if len(known) != n_labels:

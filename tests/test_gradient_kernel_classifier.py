@@ -206,6 +206,16 @@ def test_the_order_of_a_modules_labels(net, data):
         GradientKernelClassifier(net, classes=["one", "two"]).fit(X, names[y])
 
 
+def test_a_net_that_is_trained_knows_the_order_of_classes(data):
+    X, y = data
+    names = np.array(["zero", "one", "two"])
+    expected = GradientKernelClassifier(random_state=0).fit(X, names[y]).decision_function(X)
+    named = GradientKernelClassifier(classes=names, random_state=0).fit(X, names[y])
+    np.testing.assert_array_equal(named.decision_function(X), expected)
+    few = named.fit(X[y != 1], names[y[y != 1]])
+    assert few.classes_.tolist() == ["one", "two", "zero"]
+
+
 def weighted(net, X, y, weight, alpha, counted):
     """Return the scores of all rows by the ridge with weights of those rows that count."""
     kernel, start = GradientKernel(net).fit(X).pairwise(X), reference.probabilities(net, X)

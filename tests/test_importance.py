@@ -396,6 +396,12 @@ def test_the_order_of_a_modules_labels():
     EdgeImportance(net, labels="expected").fit(X, names[y])  # without a warning: labels do not enter
 
 
+def test_names_of_many_outputs():
+    X, names = np.random.default_rng(0).normal(size=(12, 6)), [f"class {i}" for i in range(30)]
+    found = EdgeImportance(MLP(6, 30), per_class=True, classes=names).fit(X)  # without scikit-learn's warning
+    assert found.classes_.tolist() == names
+
+
 def test_a_class_without_rows_has_no_importances():
     X, y = np.random.default_rng(0).normal(size=(30, 6)), np.arange(30) % 2
     found = EdgeImportance(BY_NAME["mlp of three layers"].net(), per_class=True).fit(X, y)

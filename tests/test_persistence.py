@@ -179,7 +179,8 @@ def test_a_regressor(y, tmp_path):
 
 
 def test_edge_importance(tmp_path):
-    importance = EdgeImportance(plain_net(), per_class=True, random_state=0).fit(X, LABELS["str"])
+    y = LABELS["str"]
+    importance = EdgeImportance(plain_net(), per_class=True, classes=np.unique(y), random_state=0).fit(X, y)
     twin = round_trip(importance, tmp_path)
     pd.testing.assert_frame_equal(twin.to_frame(), importance.to_frame())
     assert twin.stability_ == importance.stability_
