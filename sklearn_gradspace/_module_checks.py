@@ -3,37 +3,30 @@
 A module, a batch and its outputs enter; an error that names the layer and the shapes leaves where they do not fit.
 """
 
+from traceback import walk_tb
+
 import torch
 from torch import Tensor, nn
 
-from .gradients import is_out_of_memory
+from .gradients import ends_with_sigmoid, is_out_of_memory
 
 
 def input_error(module: nn.Module, batch: Tensor, error: Exception) -> ValueError | None:
-    """Return an error that names the layer at which a module fails, or None where it is not one of the module's own."""
+    """Return an error that names the layer in which a module failed, or None where it is none of the module's own."""
     if type(error) not in (RuntimeError, IndexError) or is_out_of_memory(error) or not isinstance(batch, Tensor):
         return None
-    layers = {layer: name for name, layer in module.named_modules()}
-    at: list[tuple] = [(module, tuple(batch.shape))]
-
-    def enter(layer: nn.Module, inputs: tuple) -> None:
-        at.append((layer, *(tuple(value.shape) for value in inputs[:1] if isinstance(value, Tensor))))
-
-    hooks = [layer.register_forward_pre_hook(enter) for layer in layers]
-    try:
-        with torch.no_grad():
-            module(batch)
-    except Exception:  # the same one
-        layer, *shapes = at[-1]
-    else:
+    names = {layer: name for name, layer in module.named_modules()}
+    frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
+    calls = [(f["self"], f["args"]) for f in frames if isinstance(f.get("self"), nn.Module) and "args" in f]
+    failed = [(layer, args) for layer, args in calls if layer in names and isinstance(args, tuple)]
+    if not failed:
         return None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    of = f"layer {layers[layer]!r}, {layer}," if layers[layer] else f"{type(layer).__name__}"
+    layer, args = failed[-1]
+    of = f"layer {names[layer]!r}, {layer}," if names[layer] else type(layer).__name__
+    shape = f" for an input of shape {tuple(args[0].shape)}" if args and isinstance(args[0], Tensor) else ""
     return ValueError(
-        f"module cannot compute samples of shape {tuple(batch.shape[1:])}: its {of} fails"
-        f"{f' for an input of shape {shapes[0]}' if shapes else ''}: {' '.join(str(error).split())}"
+        f"module cannot compute samples of shape {tuple(batch.shape[1:])}: its {of} fails{shape}: "
+        f"{' '.join(str(error).split())}"
     )
 
 
@@ -47,10 +40,10 @@ def check_logits(module: nn.Module, outputs: Tensor, n_classes: int) -> None:
             f"module gives outputs of shape ({shape}), but there are {n_classes} classes: it must give logits of shape "
             f"(n, {n_classes}). Classes that y lacks are named by classes=[...]."
         )
-    *_, last = module.modules()
     outputs = outputs.detach()
     rounding = 4 * n_classes * torch.finfo(outputs.dtype).eps
-    if isinstance(last, nn.Sigmoid) or (outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() <= rounding):
+    sum_to_one = outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() <= rounding
+    if sum_to_one or ends_with_sigmoid(module, outputs):
         raise ValueError(
             "module gives probabilities, but the loss is that of logits: leave the softmax or sigmoid at its end out. "
             "predict_proba gives probabilities all the same."

@@ -110,29 +110,9 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
     def _weights_by_class(self, y: np.ndarray) -> np.ndarray:
         return weights_by_class(self.class_weight, self._labels, y)
 
-    def get_loss(self, y_pred, y_true, X=None, training=False):
-        """Return the mean loss of a batch; in a fit's first one the outputs are checked.
-
-        Parameters
-        ----------
-        y_pred : Tensor of shape (n, n_classes)
-            Outputs of the module.
-        y_true : Tensor of shape (n,)
-            Numbers of the classes.
-        X : array-like
-            The batch.
-        training : bool, default=False
-            Whether this is a step of training.
-
-        Returns
-        -------
-        loss : Tensor of shape ()
-            The loss.
-        """
-        if self._unchecked and isinstance(self.criterion_, nn.CrossEntropyLoss):
-            del self._unchecked
-            check_logits(self.module_, y_pred, self._n_outputs)
-        return super().get_loss(y_pred, y_true, X=X, training=training)
+    def _check_outputs(self, outputs):
+        if isinstance(self.criterion_, nn.CrossEntropyLoss):
+            check_logits(self.module_, outputs, self._n_outputs)
 
     def predict_proba(self, X):
         """Return the probability of each class.

@@ -48,7 +48,6 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
     """
 
     _fitting = False
-    _of_module: tuple[str, ...] = ()  # parameters that enter the module alone
     _unchecked = False  # in a fit, until its first outputs are checked
     _allow_nd = True
     class_weight = None  # a parameter of classifiers alone
@@ -215,9 +214,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             X, y = self._with_weights(X, y, sample_weight)
         if reset:
             self._learn_targets(X, y)
-        if initialize:
-            self._made_with = {name: getattr(self, name) for name in self._of_module}
-        else:
+        if not initialize:
             self._check_module_stays()
         with self._random_state(fresh=initialize or not hasattr(self, "_rng_states")):
             if initialize:
@@ -241,7 +238,8 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         """Raise ValueError where a parameter was changed that the module, which is trained on, was made with."""
         for name, before in getattr(self, "_made_with", {}).items():  # files of older versions lack it
             now = getattr(self, name)
-            if not np.array_equal(np.ravel(now), np.ravel(before)):
+            one, other = (np.array(value, dtype=object).ravel() for value in (now, before))
+            if not np.array_equal(one, other):
                 raise ValueError(
                     f"{name}={now!r}, but the module was made with {name}={before!r}: warm_start and partial_fit go on "
                     f"with the module that is there. Keep {name}, or begin anew by fit with warm_start=False."
@@ -249,6 +247,9 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
 
     def _check_training_parameters(self) -> None:
         check_training_parameters(self)
+
+    def _check_outputs(self, outputs: torch.Tensor) -> None:
+        """Raise ValueError where a fit's first outputs cannot be those of a module for its loss."""
 
     def _validate(self, X, y, classes, reset):
         self._check_training_parameters()
@@ -285,7 +286,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         dtype = [np.float64, np.float32] if reset else self._numpy_dtype
         X = as_array(X)
         if not reset:
-            check_sample_shape(X, getattr(self, "_sample_shape", ()))
+            check_sample_shape(X, getattr(self, "_sample_shape", None))
         X = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=dtype, allow_nd=self._allow_nd)
         if reset:
             self._set_dtype(X.dtype)
@@ -345,6 +346,9 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         loss : Tensor of shape ()
             The loss.
         """
+        if self._unchecked:
+            del self._unchecked
+            self._check_outputs(y_pred)
         y_true = y_true.to(y_pred.device)
         if not isinstance(X, WeightedRows):
             return super().get_loss(y_pred, y_true, X=X, training=training)

@@ -25,9 +25,11 @@ def as_array(X):
     return X
 
 
-def check_sample_shape(X, fitted: tuple[int, ...]) -> None:
+def check_sample_shape(X, fitted: tuple[int, ...] | None) -> None:
     """Raise ValueError where samples are not like those of `fit`, unless these are vectors, which have features."""
-    shape = getattr(X, "shape", (0,))[1:]
+    if fitted is None or not hasattr(X, "shape"):
+        return
+    shape = X.shape[1:]
     if max(len(shape), len(fitted)) > 1 and (len(shape), shape[:1]) != (len(fitted), fitted[:1]):
         raise ValueError(f"X has samples of shape {tuple(shape)}; the net was fitted to {fitted}.")
 

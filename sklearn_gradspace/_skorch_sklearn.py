@@ -44,6 +44,7 @@ class SklearnNetMixin:
         "optimizer",
     ]
     cuda_dependent_attributes_: ClassVar[list[str]] = ["module_", "criterion_", "optimizer_"]
+    _of_module: tuple[str, ...] = ()  # parameters that enter the module alone
     device: str | torch.device | None
     _rng_states: list[Tensor]
     _modules, _criteria, _optimizers = ["module"], ["criterion"], ["optimizer"]
@@ -173,6 +174,7 @@ class SklearnNetMixin:
             ) from error
         if not isinstance(module, nn.Module):
             raise TypeError(f"module={self.module!r} makes a {type(module).__name__}, which is no Module.")
+        self._made_with = {name: getattr(self, name) for name in self._of_module}
         module = copy.deepcopy(module) if module is self.module else module
         self.module_ = module.to(self._run_device, getattr(self, "_dtype", torch.get_default_dtype()))
         return self

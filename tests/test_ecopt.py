@@ -222,6 +222,11 @@ def test_going_on_where_fit_left_off(method, optimizer):
     np.testing.assert_array_equal(warm.predict_proba(X), whole)
 
 
+def test_going_on_with_a_module_that_was_made_anew():
+    classifier = ECOptClassifier(max_epochs=1, random_state=0).fit(X, y).set_params(hidden_layer_sizes=(7,))
+    assert classifier.initialize().partial_fit(X, y).module_.layers[1].out_features == 7
+
+
 @pytest.mark.parametrize("method", ["balanced", "path"])
 def test_saved_parameters(method, tmp_path):
     options = {"method": method, "max_epochs": 2, "random_state": 0}

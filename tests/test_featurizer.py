@@ -88,7 +88,8 @@ def test_samples_of_any_rank():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
     featurizer = GradientFeaturizer(net).fit(images)
     assert featurizer.sample_shape_ == (2, 6, 6)
-    assert featurizer.transform(torch.from_numpy(images)).shape == (5, 4 * (54 + 192))
+    for same in (torch.from_numpy(images), images.tolist()):
+        assert featurizer.transform(same).shape == (5, 4 * (54 + 192))
     with pytest.raises(ValueError, match=r"samples of shape \(2, 6, 5\).*fitted to \(2, 6, 6\)"):
         featurizer.transform(images[..., :5])
 

@@ -417,10 +417,12 @@ def test_a_seed_decides_everything_and_global_states_are_left_alone(data, lazy):
     )
 
 
-def test_partial_fit_goes_on_where_fit_left_off(data, lazy):
-    whole = GradNetClassifier(random_state=0, max_epochs=4).fit(lazy, data[1])
-    parts = GradNetClassifier(random_state=0, max_epochs=2).fit(lazy, data[1]).partial_fit(lazy, data[1])
-    warm = GradNetClassifier(random_state=0, max_epochs=2, warm_start=True).fit(lazy, data[1]).fit(lazy, data[1])
+@pytest.mark.parametrize("structure", ["layer", [["layers.1"], ["layers.1", "layers.3"]]])
+def test_partial_fit_goes_on_where_fit_left_off(data, lazy, structure):
+    options = {"structure": structure, "random_state": 0}
+    whole = GradNetClassifier(max_epochs=4, **options).fit(lazy, data[1])
+    parts = GradNetClassifier(max_epochs=2, **options).fit(lazy, data[1]).partial_fit(lazy, data[1])
+    warm = GradNetClassifier(max_epochs=2, warm_start=True, **options).fit(lazy, data[1]).fit(lazy, data[1])
     np.testing.assert_array_equal(parts.predict_proba(lazy), whole.predict_proba(lazy))
     np.testing.assert_array_equal(warm.predict_proba(lazy), whole.predict_proba(lazy))
 

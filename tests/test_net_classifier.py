@@ -51,6 +51,19 @@ def test_a_skorch_dataset():
     np.testing.assert_array_equal(net.classes_, [0, 1])
 
 
+class Conv(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("dataset", [False, True])
+def test_images_as_lists_and_after_a_dataset(dataset):
+    images = np.random.default_rng(0).normal(size=(12, 2, 3, 3)).astype(np.float32)
+    net = NetClassifier(Conv, max_epochs=1, random_state=0)
+    net.fit(*((Dataset(images, y[:12]), None) if dataset else (images, y[:12])))
+    np.testing.assert_array_equal(net.predict_proba(images.tolist()), net.predict_proba(images))
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -147,6 +160,42 @@ def test_fit_parameters_reach_the_module():
 
     net = NetClassifier(Scaled, max_epochs=1).fit(X, y, scale=2.0)
     assert net.predict(X).shape == (40,)
+
+
+class Failing(MLP):
+    def forward(self, features, scale=1.0):
+        self.calls = getattr(self, "calls", 0) + 1
+        outputs = super().forward(features)
+        if scale == 2:
+            raise RuntimeError("two is too much")
+        return self.layers[-1](outputs)
+
+
+@pytest.mark.parametrize(
+    "scale, told",
+    [
+        (1.0, r"its layer 'layers.3', Linear\(.*\), fails for an input of shape \(32, 2\): mat1 and mat2"),
+        (2.0, r"its Failing fails for an input of shape \(32, 6\): two is too much"),
+    ],
+)
+def test_the_layer_that_fails_is_named_without_another_pass(scale, told):
+    net = NetClassifier(Failing, max_epochs=1)
+    with pytest.raises(ValueError, match=told):
+        net.fit(X, y, scale=scale)
+    assert net.module_.calls == 1
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.head, self.gate = nn.Linear(6, 6), nn.Linear(6, 2), nn.Sigmoid()
+
+    def forward(self, features):
+        return self.head(10 * features * self.gate(self.linear(features)))
+
+
+def test_a_sigmoid_in_front_of_logits():
+    NetClassifier(Gated, max_epochs=1, random_state=0).fit(X, y)
 
 
 def test_set_params_on_a_fitted_net_reinitializes_as_in_skorch():

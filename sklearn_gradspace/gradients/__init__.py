@@ -20,7 +20,7 @@ from ._names import by_torchs_names, masked_weight, owner, plain_name
 from ._outputs import SCALARS, as_table, check_finite, label_probabilities, predicted_labels, two_logits
 from ._passes import over_batches, progress
 from ._projection import Projection
-from ._refusals import refuse_probabilities
+from ._refusals import ends_with_sigmoid, refuse_probabilities
 from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
@@ -63,6 +63,7 @@ __all__ = [
     "check_device",
     "check_finite",
     "check_gradients",
+    "ends_with_sigmoid",
     "free_bytes",
     "guard_group_norms",
     "is_out_of_memory",

@@ -32,14 +32,19 @@ def refuse_probabilities(module: nn.Module, outputs: Tensor, scalar: Scalar) -> 
     """Refuse outputs that are probabilities where logits are differentiated."""
     if callable(scalar) or scalar == "logit":
         return
-    *_, last = module.modules()
     sums_to_one = outputs.shape[1] > 1 and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() <= 1e-3
-    if sums_to_one or (outputs.shape[1] == 1 and isinstance(last, nn.Sigmoid)):
+    if sums_to_one or (outputs.shape[1] == 1 and ends_with_sigmoid(module, outputs)):
         which = "its rows sum to one" if sums_to_one else "it ends with a Sigmoid"
         raise ValueError(
             f"net returns probabilities: {which}. Gradients are those of the cross-entropy of logits: leave the "
             "softmax out, or pass a module that returns the logarithm."
         )
+
+
+def ends_with_sigmoid(module: nn.Module, outputs: Tensor) -> bool:
+    """Return whether a Sigmoid is a module's last layer, and its outputs are such as a Sigmoid returns."""
+    *_, last = module.modules()  # the last that was defined: a gate may be, in front of the logits
+    return isinstance(last, nn.Sigmoid) and bool(outputs.min() >= 0 and outputs.max() <= 1)
 
 
 @torch.no_grad()
