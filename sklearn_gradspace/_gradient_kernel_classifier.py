@@ -98,6 +98,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     True
     """
 
+    _outputs_order: np.ndarray | slice = slice(None)  # of files and pickles that lack it
+
     def __init__(
         self,
         net=None,
@@ -140,8 +142,6 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.dtype = dtype
         self.random_state = random_state
         self.verbose = verbose
-
-    _outputs_order: np.ndarray | slice = slice(None)  # of files and pickles that lack it
 
     @reported_fit
     def fit(self, X, y, sample_weight=None):

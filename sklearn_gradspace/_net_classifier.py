@@ -99,7 +99,8 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
         if len(unknown):
             raise ValueError(
                 f"y holds classes that the net does not know: {unknown[:10].tolist()}; it knows "
-                f"{self._labels[:10].tolist()}. Name all classes in the first partial_fit(classes=...)."
+                f"{self._labels[:10].tolist()}. Name all classes by classes=[...], at the latest in the first "
+                "partial_fit."
             )
         return np.searchsorted(self._labels, y)
 
