@@ -24,6 +24,8 @@ from .modules import MLP
 class BaseNetMixin(CallbacksMixin):
     """Data, clones, pickles and tags of an estimator with a parameter `net`; to the left of scikit-learn's classes."""
 
+    _trains_in_double = False  # the net of net=None, on rows in double precision
+
     def _fit_net(self, X, y=None, sample_weight=None) -> tuple[np.ndarray, np.ndarray | None]:
         """Take or train the net, and return rows and labels as arrays."""
         X = as_array(X)
@@ -33,8 +35,9 @@ class BaseNetMixin(CallbacksMixin):
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
         X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
+        rows = X if X.dtype != np.float64 or (self.net is None and self._trains_in_double) else X.astype(np.float32)
         classes = getattr(self, "classes", None)
-        self.module_ = resolve_net(self.net, X, y, self.random_state, self.device, classes, sample_weight)
+        self.module_ = resolve_net(self.net, rows, y, self.random_state, self.device, classes, sample_weight)
         return X, y
 
     def _validated(self, X) -> np.ndarray:
@@ -113,8 +116,8 @@ def resolve_net(
         raise ValueError("without a trained net the estimator requires y to be passed, but the target y is None.")
     if net is None:
         classifier = NetClassifier(MLP, classes=classes, random_state=random_state, device=device or "cpu")
-        return classifier.fit(X.astype(np.float32), y, sample_weight).module_
-    returned = net(X.astype(np.float32) if X.dtype == np.float64 else X, y)
+        return classifier.fit(X if X.dtype == np.float64 else X.astype(np.float32), y, sample_weight).module_
+    returned = net(X, y)
     module = trained_module(returned)
     if module is None:
         raise TypeError("the callable net(X, y) must return a torch Module or a fitted skorch net.")

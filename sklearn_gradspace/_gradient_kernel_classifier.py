@@ -3,7 +3,7 @@
 Samples that a net takes and labels enter; a classifier leaves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -79,9 +79,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     -----
     The base net should not have been trained on the rows of `fit`: there it leaves less of a residual than on new rows.
 
-    With weights ``w`` the regression minimises ``Σ_i w_i ‖e_y(i) - f(x_i)‖² + α ‖f‖²``, as if a row came ``w_i`` times.
-    What is left out is a row with all of its weight; where a row is repeated, its copies stay. So penalty and
-    temperature may differ between weights and repetitions.
+    With weights ``w`` the regression minimises ``Σ_i w_i ‖e_y(i) - f(x_i)‖² + α ‖f‖²``. A row with a `sample_weight` of
+    2 is a row that comes twice: leave-one-out predictions leave one of the two out. Where weights are not numbers of
+    rows, divide them by the largest, and rows are left out whole.
 
     References
     ----------
@@ -98,6 +98,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     True
     """
 
+    _trains_in_double = True  # for weights to be repetitions to rounding
     _outputs_order: np.ndarray | slice = slice(None)  # of files and pickles that lack it
 
     def __init__(
@@ -172,28 +173,28 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         check_flags(self, "base_output")
         check_class_weight(self)
         y = checked_labels(y)
-        weight = self._row_weights(y, sample_weight)
-        X = self._fit_gram(X, y, weight)
+        repetitions = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        weight = self._row_weights(y, repetitions)
+        plain = sample_weight is None and self.class_weight is None
+        X = self._fit_gram(X, y, None if plain else weight)
         codes = self._learn_classes(X, y)
-        weight = np.ones(len(X)) if weight is None else weight
+        share = 1 / np.maximum(repetitions, 1)  # of a row that is left out
         counted = weight > 0
         if counted.all():
-            self.loo_decision_function_ = self._fit_rows(X, codes, weight, alphas)
+            self.loo_decision_function_ = self._fit_rows(X, codes, weight, share, alphas)
             return self
-        scores = self._fit_rows(X[counted], codes[counted], weight[counted], alphas)
+        scores = self._fit_rows(X[counted], codes[counted], weight[counted], share[counted], alphas)
         self.loo_decision_function_ = np.empty((len(X), scores.shape[1]), scores.dtype)
         self.loo_decision_function_[counted] = scores
         self.loo_decision_function_[~counted] = self._scores(X[~counted])
         return self
 
-    def _row_weights(self, y: np.ndarray, sample_weight) -> np.ndarray | None:
-        if sample_weight is None and self.class_weight is None:
-            return None
-        weight = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+    def _row_weights(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        """Return the weights of rows, of which their classes are part."""
         (seen, codes), by_class = np.unique(y, return_inverse=True), self.class_weight
         if isinstance(by_class, Mapping):  # which may name classes that y lacks
             by_class = {label: by_class[label] for label in seen.tolist() if label in by_class}
-        weight = weight * weights_by_class(by_class, seen, codes)
+        weight = sample_weight * weights_by_class(by_class, seen, codes)
         weight[weight < _SMALLEST_WEIGHT] = 0
         if not weight.any() or weight.max() > 1 / _SMALLEST_WEIGHT:
             raise ValueError(
@@ -222,29 +223,62 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             )
         return np.searchsorted(self.classes_, y)
 
-    def _fit_rows(self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, alphas: np.ndarray) -> np.ndarray:
-        """Fit to rows of positive weights, and return their leave-one-out scores."""
+    def _fit_rows(
+        self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, share: np.ndarray, alphas: np.ndarray
+    ) -> np.ndarray:
+        """Fit to rows of positive weights, and return their scores without the share of them that is left out."""
         self._frequencies = np.bincount(codes, weight, len(self.classes_)) / weight.sum()
         start = self._start(X)
         roots = torch.from_numpy(np.sqrt(weight))[:, None].to(start)  # a row of weight w counts as √w of itself
         targets = torch.eye(len(self.classes_)).to(start)[torch.from_numpy(codes)] - start
-        fitted = self._fit_exactly if self.n_components is None else self._fit_landmarks
-        residuals = fitted(X, roots * targets, roots, alphas) / roots
+        fit = self._fit_exactly if self.n_components is None else self._fit_landmarks
+        residuals = fit(X, roots, roots * targets, torch.from_numpy(share).to(start), alphas) / roots
         self.loo_errors_ /= weight.mean()
         scores = (start + targets - residuals).cpu().numpy()
         self.loo_score_ = float(np.average(scores.argmax(1) == codes, weights=weight))
         self.temperature_ = fit_temperature(scores, codes, weight, _TEMPERATURES)
         return scores
 
-    def _fit_exactly(self, X: np.ndarray, targets: Tensor, roots: Tensor, alphas: np.ndarray) -> Tensor:
-        """Set coefficients, and return the leave-one-out residuals of the best penalty; rows are scaled by `roots`."""
-        self._held = self.gram_.held(X)
+    def _fit_exactly(self, X: np.ndarray, roots: Tensor, targets: Tensor, share: Tensor, alphas: np.ndarray) -> Tensor:
+        """Set the dual coefficients, and return the leave-one-out residuals; rows of targets are scaled by `roots`."""
+        self.landmarks_, self._held = X, self.gram_.held(X)
         ridge = KernelRidge(gram_matrix(self.gram_, self._held).mul_(roots).mul_(roots.T))
+
+        def solve(alpha: float) -> tuple[Tensor, Tensor]:
+            with self.gram_.engine.computing(exact=True):
+                return ridge.solve(alpha, targets, share)
+
+        coefficients, residuals = self._best(solve, alphas)
+        self.dual_coef_ = (roots * coefficients).cpu().numpy()
+        return residuals
+
+    def _fit_landmarks(
+        self, X: np.ndarray, roots: Tensor, targets: Tensor, share: Tensor, alphas: np.ndarray
+    ) -> Tensor:
+        """Do the same on Nyström features, in double precision and along their principal axes."""
+        self.landmarks_ = self._landmarks(X)
+        self._held = self.gram_.held(self.landmarks_)
+        whitening = inverse_square_root(gram_matrix(self.gram_, self._held))
+        features = (roots * self.gram_.dot(X, self._held, whitening)).double()
+        variances, axes = torch.linalg.eigh(features.T @ features)
+        features, targets = features @ axes, targets.double()
+        products = features.T @ targets
+
+        def solve(alpha: float) -> tuple[Tensor, Tensor]:
+            inverse = 1 / (variances + alpha)
+            coefficients, leverages = inverse[:, None] * products, features.square() @ inverse
+            return coefficients, (targets - features @ coefficients) / (1 - share * leverages)[:, None]
+
+        coefficients, residuals = self._best(solve, alphas)
+        self.dual_coef_ = (whitening @ (axes @ coefficients).to(whitening)).cpu().numpy()
+        return residuals.to(roots)
+
+    def _best(self, solve: Callable[[float], tuple[Tensor, Tensor]], alphas: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Choose the penalty whose leave-one-out residuals are the smallest, and return what solves with it."""
         errors, best = [], None
         for alpha in alphas.tolist():
             try:
-                with self.gram_.engine.computing(exact=True):
-                    coefficients, residuals = ridge.solve(alpha, targets)
+                coefficients, residuals = solve(alpha)
             except NotPositiveDefiniteError:
                 errors.append(np.nan)
                 continue
@@ -256,27 +290,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
                 f"the kernel matrix is not positive definite to rounding with any of alphas={self.alphas}: add a "
                 "larger one, or compute with dtype='float64'."
             )
-        _, self.alpha_, coefficients, residuals = best
         self.loo_errors_ = np.array(errors)
-        self.landmarks_, self.dual_coef_ = X, (roots * coefficients).cpu().numpy()
-        return residuals
-
-    def _fit_landmarks(self, X: np.ndarray, targets: Tensor, roots: Tensor, alphas: np.ndarray) -> Tensor:
-        self.landmarks_ = self._landmarks(X)
-        self._held = self.gram_.held(self.landmarks_)
-        whitening = inverse_square_root(gram_matrix(self.gram_, self._held))
-        features = (roots * self.gram_.dot(X, self._held, whitening)).cpu().numpy()
-        from sklearn.linear_model import RidgeCV  # which takes long to import
-
-        ridge = RidgeCV(alphas, fit_intercept=False, scoring="neg_mean_squared_error", store_cv_results=True)
-        targets_ = targets.cpu().numpy()
-        ridge.fit(features, targets_)
-        predictions = ridge.cv_results_.reshape(*targets_.shape, len(alphas))
-        self.loo_errors_ = np.square(predictions - targets_[..., None]).mean((0, 1))
-        self.alpha_ = float(ridge.alpha_)
-        chosen = int(np.flatnonzero(alphas == self.alpha_)[0])
-        self.dual_coef_ = whitening.cpu().numpy() @ ridge.coef_.T.astype(features.dtype)
-        return targets - torch.from_numpy(predictions[..., chosen]).to(targets)
+        _, self.alpha_, coefficients, residuals = best
+        return coefficients, residuals
 
     def _start(self, X: np.ndarray) -> Tensor:
         """Return the scores of shape (n, n_classes) that the regression is added to."""

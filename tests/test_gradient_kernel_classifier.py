@@ -234,7 +234,8 @@ def test_weights_in_leave_one_out(net, data, n_components):
         scores = weighted(make_net(), X, y, weight, alpha, counted)
         all_scores.append(scores.copy())
         for row in counted:
-            scores[row] = weighted(make_net(), X, y, weight, alpha, counted[counted != row])[row]
+            without = weight - np.minimum(weight, 1) * (np.arange(len(X)) == row)  # one of the rows that it stands for
+            scores[row] = weighted(make_net(), X, y, without, alpha, np.flatnonzero(without))[row]
         errors.append((scores, np.average(np.square(scores - np.eye(3)[y]).mean(1), weights=weight)))
     best = int(np.argmin([error for _, error in errors]))
     assert_close(model.loo_errors_, [error for _, error in errors], 1e-6)
@@ -251,14 +252,18 @@ def test_weights_in_leave_one_out(net, data, n_components):
     assert all(loss(model.temperature_) < loss(model.temperature_ * f) for f in (0.95, 1.05))
 
 
-@pytest.mark.parametrize("base_output", [True, False])
-def test_weights_are_repetitions_and_weight_0_leaves_a_row_out(net, data, base_output):
+@pytest.mark.parametrize("options", [{}, {"base_output": False}, {"n_components": 100}])
+def test_weights_are_repetitions_and_weight_0_leaves_a_row_out(net, data, options):
     X, y = data
     weight = np.random.default_rng(2).integers(0, 4, len(X))
-    model = GradientKernelClassifier(net, alphas=[0.1], base_output=base_output)
-    scores = clone(model).fit(X, y, sample_weight=weight).decision_function(X)
-    assert_close(clone(model).fit(np.repeat(X, weight, 0), np.repeat(y, weight)).decision_function(X), scores, 1e-9)
-    kept, part = weight > 0, {"alphas": ALPHAS, "n_components": None}
+    model = GradientKernelClassifier(net, alphas=ALPHAS, **options)
+    by_weight = clone(model).fit(X, y, sample_weight=weight)
+    repeated = clone(model).fit(np.repeat(X, weight, 0), np.repeat(y, weight))
+    assert by_weight.alpha_ == repeated.alpha_
+    assert_close(by_weight.loo_errors_, repeated.loo_errors_, 1e-8)
+    assert_close(by_weight.predict_proba(X), repeated.predict_proba(X), 1e-6)
+    assert_close(np.repeat(by_weight.loo_decision_function_, weight, 0), repeated.loo_decision_function_, 1e-8)
+    kept, part = weight > 0, {"n_components": None}
     some = clone(model).set_params(**part).fit(X, y, sample_weight=kept)
     less = clone(model).set_params(**part).fit(X[kept], y[kept])
     assert some.temperature_ == less.temperature_ and some.alpha_ == less.alpha_
@@ -273,12 +278,16 @@ def test_class_weights_multiply(net, data):
     names = np.array(["a", "b", "c"])
     by_class = {"a": 0.5, "c": 3.0}
     weight = np.random.default_rng(3).uniform(size=30)
-    model = GradientKernelClassifier(net, classes=names, class_weight=by_class).fit(X, names[y], sample_weight=weight)
-    plain = GradientKernelClassifier(net).fit(X, y, sample_weight=weight * np.array([0.5, 1.0, 3.0])[y])
+    plain = GradientKernelClassifier(net, alphas=[0.1])
+    model = clone(plain).set_params(classes=names, class_weight=by_class).fit(X, names[y], sample_weight=weight)
+    plain.fit(X, y, sample_weight=weight * np.array([0.5, 1.0, 3.0])[y])
     assert_close(model.decision_function(X), plain.decision_function(X))
-    balanced = GradientKernelClassifier(net, class_weight="balanced").fit(X, y)
-    plain.fit(X, y, sample_weight=10 / np.bincount(y)[y])
+    balanced = clone(plain).set_params(class_weight="balanced").fit(X, y)
+    weight = 10 / np.bincount(y)[y]
+    plain.fit(X, y, sample_weight=weight)
     assert_close(balanced.decision_function(X), plain.decision_function(X))
+    rest = np.arange(1, 30)  # a row's class does not make it several rows, of which one is left out
+    assert_close(balanced.loo_decision_function_[0], weighted(make_net(), X, y, weight, 0.1, rest)[0], 1e-6)
     few = y != 2  # class_weight may name a class that these rows lack
     assert np.array_equal(clone(model).fit(X[few], names[y[few]]).classes_, names)
 

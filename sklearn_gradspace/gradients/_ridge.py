@@ -37,10 +37,12 @@ class KernelRidge:
     def __init__(self, kernel: Tensor) -> None:
         self._matrix, self._diagonal = kernel, kernel.diagonal().clone()
 
-    def solve(self, penalty: float, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(self, penalty: float, targets: Tensor, share: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
         """Return coefficients, and what each row's target exceeds the prediction by that is made without the row.
 
-        The latter are ``c_i / (K + penalty I)^-1_ii``, the closed form of leave-one-out residuals.
+        The latter are ``c_i / (K + penalty I)^-1_ii``, the closed form of leave-one-out residuals. Where a share of a
+        row is left out, a row of weight w keeping a weight of ``(1 - share) w``, they are
+        ``c_i / (share (K + penalty I)^-1_ii + (1 - share) / penalty)``.
 
         Parameters
         ----------
@@ -48,6 +50,8 @@ class KernelRidge:
             What is added to the diagonal.
         targets : Tensor of shape (n, k)
             What is to be predicted.
+        share : float or Tensor of shape (n,), default=1.0
+            What is left out of a row.
 
         Returns
         -------
@@ -64,7 +68,8 @@ class KernelRidge:
         self._restore(penalty)
         _cholesky(self._matrix)
         coefficients = _backward(self._matrix, _forward(self._matrix, targets.clone()))
-        return coefficients, coefficients / _inverse_diagonal(self._matrix)[:, None]
+        left_out = share * _inverse_diagonal(self._matrix) + (1 - share) / penalty
+        return coefficients, coefficients / left_out[:, None]
 
     def _restore(self, penalty: float) -> None:
         mirror_lower(self._matrix.T)  # the upper one to the lower

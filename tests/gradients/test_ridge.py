@@ -45,6 +45,18 @@ def test_solutions_for_several_penalties_in_turn(rank, device):
     assert torch.equal(targets, given)
 
 
+def test_a_share_of_a_row_is_left_out(device):
+    kernel, targets = make(device=device)
+    share, penalty = torch.linspace(0.1, 1, N, dtype=kernel.dtype, device=device), 0.5
+    _, residuals = KernelRidge(kernel.clone()).solve(penalty, targets, share)
+    for i in range(N):
+        weight = torch.ones_like(share)
+        weight[i] -= share[i]
+        weighted = weight[:, None] * kernel + penalty * torch.eye(N, dtype=kernel.dtype, device=device)
+        prediction = kernel[i] @ torch.linalg.solve(weighted, weight[:, None] * targets)
+        assert_close(residuals[i], targets[i] - prediction)
+
+
 def test_single_precision(device):
     kernel, targets = make(torch.float32, device)
     for found, expected in zip(KernelRidge(kernel.clone()).solve(0.5, targets), explicit(kernel, 0.5, targets)):
