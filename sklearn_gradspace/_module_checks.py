@@ -41,8 +41,8 @@ def check_probabilities(outputs: Tensor) -> None:
     """Raise ValueError where outputs for skorch's NLLLoss, which takes the logarithm, have negative entries."""
     if isinstance(outputs, Tensor) and outputs.min() < 0:
         raise ValueError(
-            "module gives negative numbers, but of criterion=NLLLoss skorch takes the logarithm itself, so that it needs "
-            "probabilities. For logits, and for the log_softmax of some, leave criterion=CrossEntropyLoss."
+            "module gives negative numbers, but of criterion=NLLLoss skorch takes the logarithm itself, so that it "
+            "needs probabilities. For logits, and for the log_softmax of some, leave criterion=CrossEntropyLoss."
         )
 
 
@@ -59,7 +59,9 @@ def check_logits(module: nn.Module, outputs: Tensor, n_classes: int) -> None:
     *_, last = module.modules()
     outputs = outputs.detach()
     rounding = 4 * n_classes * torch.finfo(outputs.dtype).eps
-    if isinstance(last, nn.Sigmoid) or (outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() <= rounding):
+    # A sigmoid that comes last among the layers may be a hidden one.
+    sigmoid = isinstance(last, nn.Sigmoid) and outputs.max() <= 1
+    if outputs.min() >= 0 and (sigmoid or (outputs.sum(1) - 1).abs().max() <= rounding):
         raise ValueError(
             "module gives probabilities, but the loss is that of logits: leave the softmax or sigmoid at its end out. "
             "predict_proba gives probabilities all the same."

@@ -10,6 +10,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset, ValidSplit
 from torch import nn
 
+from sklearn_gradspace import GradientKernelClassifier
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.modules import MLP
 
@@ -173,6 +174,28 @@ def test_set_params_on_a_fitted_net_of_what_skorch_refuses():
     assert net.optimizer_.param_groups[0]["momentum"] == 0.5
     with pytest.raises(ValueError, match="iterator_trian__shuffle"):
         net.set_params(iterator_trian__shuffle=True)
+
+
+class HiddenSigmoid(nn.Module):
+    """A net whose last layer but not last step is a sigmoid."""
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(n_features, 8), nn.Linear(8, n_outputs)
+        self.activation = nn.Sigmoid()
+
+    def forward(self, x):
+        return self.output(self.activation(self.hidden(x)))
+
+
+def test_a_hidden_sigmoid_is_no_sigmoid_at_the_end():
+    assert NetClassifier(HiddenSigmoid, random_state=0, lr=0.1).fit(X, y).score(X, y) > 0.9
+    with pytest.raises(ValueError, match="module gives probabilities"):
+        NetClassifier(nn.Sequential(HiddenSigmoid(6, 2), nn.Sigmoid())).fit(X, y)
+    net = HiddenSigmoid(6, 1)
+    with torch.no_grad():
+        net.output.weight.mul_(10)
+    assert GradientKernelClassifier(net).fit(X, y).score(X, y) > 0.9
 
 
 class Focal(nn.Module):

@@ -34,7 +34,9 @@ def refuse_probabilities(module: nn.Module, outputs: Tensor, scalar: Scalar) -> 
         return
     *_, last = module.modules()
     sums_to_one = outputs.shape[1] > 1 and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() <= 1e-3
-    if sums_to_one or (outputs.shape[1] == 1 and isinstance(last, nn.Sigmoid)):
+    # A sigmoid that comes last among the layers may be a hidden one.
+    sigmoid = outputs.shape[1] == 1 and isinstance(last, nn.Sigmoid) and outputs.min() >= 0 and outputs.max() <= 1
+    if sums_to_one or sigmoid:
         which = "its rows sum to one" if sums_to_one else "it ends with a Sigmoid"
         raise ValueError(
             f"net returns probabilities: {which}. Gradients are those of the cross-entropy of logits: leave the "
