@@ -140,6 +140,7 @@ class ECOptMixin:
         self : object
             The net.
         """
+        self._check_parameters()
         (groups,), kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
         graph = graph_of(self.module_, self.graph and self.graph(self.module_))
         trained = hasattr(self, "optimizer_") and self.scale_graph_.module is graph.module

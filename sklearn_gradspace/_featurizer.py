@@ -413,8 +413,12 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         unknown = np.setdiff1d(labels, known) if known is not None else labels[n_labels:]
         if len(unknown):
             raise ValueError(
-                f"y holds labels unknown to the base net: {unknown[:10].tolist()}. It has {n_labels} outputs, so it "
-                f"knows {n_labels} labels."
+                f"y holds labels unknown to the base net: {unknown[:10].tolist()}. "
+                + (
+                    f"It has {n_labels} outputs, so it knows {n_labels} labels."
+                    if known is None
+                    else f"It was fitted to {known[:10].tolist()}. If y has other names for these, pass its module_."
+                )
             )
 
     def _batch_size(self, features: GradientFeatures) -> int:

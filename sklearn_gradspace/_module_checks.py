@@ -30,6 +30,15 @@ def input_error(module: nn.Module, batch: Tensor, error: Exception) -> ValueErro
     )
 
 
+def check_probabilities(outputs: Tensor) -> None:
+    """Raise ValueError where outputs for skorch's NLLLoss, which takes the logarithm, have negative entries."""
+    if isinstance(outputs, Tensor) and outputs.min() < 0:
+        raise ValueError(
+            "module gives negative numbers, but of criterion=NLLLoss skorch takes the logarithm itself, so that it "
+            "needs probabilities. For logits, and for the log_softmax of some, leave criterion=CrossEntropyLoss."
+        )
+
+
 def check_logits(module: nn.Module, outputs: Tensor, n_classes: int) -> None:
     """Raise ValueError where outputs are not one logit a class, such as probabilities."""
     if not isinstance(outputs, Tensor):

@@ -4,13 +4,15 @@ Samples and labels of any kind enter; a classifier with true labels leaves. It i
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
+import torch
 from skorch import NeuralNetClassifier
 from torch import nn
 
 from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
-from ._module_checks import check_logits
+from ._module_checks import check_logits, check_probabilities
 from ._net_estimator import NetEstimator
 
 
@@ -23,7 +25,8 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
         From (n, ...) to logits of shape (n, n_classes). A class or callable gets those of `n_features`, `n_outputs` and
         `n_classes` that it has arguments for; an instance is copied in `fit`.
     criterion : Module class
-        Loss of logits and class numbers.
+        Loss of logits and class numbers, or skorch's NLLLoss of probabilities. Of a loss of probabilities of your own
+        say ``predict_nonlinearity=None``.
     class_weight : {"balanced"}, dict or None
         Weights of the classes in the loss.
     **kwargs : dict
@@ -114,6 +117,14 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
     def _check_outputs(self, outputs):
         if isinstance(self.criterion_, nn.CrossEntropyLoss):
             check_logits(self.module_, outputs, self._n_outputs)
+        elif isinstance(self.criterion_, nn.NLLLoss):
+            check_probabilities(outputs)
+
+    def _get_predict_nonlinearity(self):
+        # skorch takes what an unknown loss sees for probabilities; here it sees logits.
+        if self.predict_nonlinearity == "auto" and not isinstance(self.criterion_, nn.NLLLoss):
+            return partial(torch.softmax, dim=-1)
+        return super()._get_predict_nonlinearity()
 
     def predict_proba(self, X):
         """Return the probability of each class.

@@ -24,6 +24,8 @@ from .gradients import check_device
 # torch's random state is the process's: two threads that fit at a time would share it.
 _random_state_lock = RLock()
 
+_KEPT = ("dataset", "iterator_train", "iterator_valid", "optimizer")  # what parameters are for that a fit reads anew
+
 
 class SklearnNetMixin:
     """Parameters, random state, batches and pickles of a skorch net, as scikit-learn has them."""
@@ -71,8 +73,20 @@ class SklearnNetMixin:
         self : object
             The net.
         """
+        if self.initialized_:
+            # skorch would refuse these, or tell `optimizer__...` to the optimizer that is there, and forget them.
+            kept = {name: value for name, value in params.items() if name.partition("__")[0] in _KEPT}
+            kept = {name: value for name, value in kept.items() if not name.startswith("optimizer__param_groups")}
+            told = {name: value for name, value in params.items() if name not in kept or name.startswith("optimizer__")}
+            super().set_params(**told)
+            vars(self).update(kept)
+            self._params_to_validate.update(kept)
+            self._validate_params()
+            if "optimizer" in kept:
+                self._initialize_optimizer(reason="Re-initializing optimizer because it was set.")
+            return self
         callbacks = {name: value for name, value in params.items() if name.partition("__")[0] == "callbacks"}
-        if self.initialized_ or not callbacks:
+        if not callbacks:
             return super().set_params(**params)
         # skorch would initialize callbacks now; they wait for `initialize`, which also refuses unknown names.
         super().set_params(**{name: value for name, value in params.items() if name not in callbacks})
@@ -167,7 +181,10 @@ class SklearnNetMixin:
             module = self.initialized_instance(self.module, kwargs)
         except TypeError as error:
             if has_data:
-                raise TypeError(f"module: {error}. Give what it needs beyond {[*kwargs]} as module__...") from error
+                raise TypeError(
+                    f"module: {error}. It gets arguments of the names {', '.join(self._module_sizes())}; give others "
+                    "as module__..."
+                ) from error
             raise NotFittedError(
                 f"{type(self).__name__} takes the sizes of its module from data: call fit or partial_fit, or give "
                 f"them as module__... parameters ({error})."

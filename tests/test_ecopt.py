@@ -242,7 +242,8 @@ def test_saved_parameters(method, tmp_path):
 def test_parameters_set_on_a_fitted_net_keep_its_function():
     classifier = ECOptClassifier((8, 8), init="skeleton", max_epochs=5, random_state=0).fit(X, y)
     before = classifier.predict_proba(X)
-    for params in ({"method": "path"}, {"optimizer__nesterov": True}, {"weight_decay": 0.1, "momentum": 0.5}):
+    changes = [{"method": "path"}, {"optimizer": "adam"}, {"optimizer": "sgd"}, {"optimizer__nesterov": True}]
+    for params in (*changes, {"weight_decay": 0.1, "momentum": 0.5}):
         assert_close(classifier.set_params(**params).predict_proba(X), before)
     assert classifier.optimizer_.inner.param_groups[0]["momentum"] == 0.5
     assert classifier.set_params(lr=0.3).optimizer_.param_groups[0]["lr"] == 0.3

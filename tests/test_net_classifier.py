@@ -10,6 +10,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset, ValidSplit
 from torch import nn
 
+from sklearn_gradspace import GradientKernelClassifier
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.modules import MLP
 
@@ -206,6 +207,64 @@ def test_set_params_on_a_fitted_net_reinitializes_as_in_skorch():
     assert net.module_.layers[1].out_features == 3
 
 
+def test_set_params_on_a_fitted_net_of_what_skorch_refuses():
+    net = make(max_epochs=1).fit(X, y)
+    before = net.predict_proba(X)
+    net.set_params(optimizer=torch.optim.SGD, optimizer__momentum=0.5, lr=0.1)
+    assert type(net.optimizer_) is torch.optim.SGD
+    assert net.optimizer_.param_groups[0]["momentum"] == 0.5
+    assert net.optimizer_.param_groups[0]["lr"] == 0.1
+    net.set_params(optimizer__weight_decay=0.01)
+    assert net.get_params()["optimizer__weight_decay"] == net.optimizer_.param_groups[0]["weight_decay"] == 0.01
+    net.set_params(iterator_train__shuffle=False, iterator_valid__drop_last=False, dataset=net.dataset)
+    np.testing.assert_array_equal(net.predict_proba(X), before)  # nothing of the module is made new
+    assert len(net.partial_fit(X, y).history) == 2
+    np.testing.assert_array_equal(net.fit(X, y).predict_proba(X), clone(net).fit(X, y).predict_proba(X))
+    assert net.optimizer_.param_groups[0]["momentum"] == 0.5
+    with pytest.raises(ValueError, match="iterator_trian__shuffle"):
+        net.set_params(iterator_trian__shuffle=True)
+
+
+class HiddenSigmoid(nn.Module):
+    """A net whose last layer but not last step is a sigmoid."""
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(n_features, 8), nn.Linear(8, n_outputs)
+        self.activation = nn.Sigmoid()
+
+    def forward(self, x):
+        return self.output(self.activation(self.hidden(x)))
+
+
+def test_a_hidden_sigmoid_is_no_sigmoid_at_the_end():
+    assert NetClassifier(HiddenSigmoid, random_state=0, lr=0.1).fit(X, y).score(X, y) > 0.9
+    with pytest.raises(ValueError, match="module gives probabilities"):
+        NetClassifier(nn.Sequential(HiddenSigmoid(6, 2), nn.Sigmoid())).fit(X, y)
+    net = HiddenSigmoid(6, 1)
+    with torch.no_grad():
+        net.output.weight.mul_(10)
+    assert GradientKernelClassifier(net).fit(X, y).score(X, y) > 0.9
+
+
+class Focal(nn.Module):
+    def forward(self, logits, y):
+        log_p = logits.log_softmax(1).gather(1, y[:, None])
+        return -((1 - log_p.exp()) ** 2 * log_p).mean()
+
+
+@pytest.mark.parametrize("criterion", [Focal, nn.MultiMarginLoss, nn.CrossEntropyLoss])
+def test_probabilities_are_the_softmax_of_logits_whatever_the_loss(criterion):
+    net = make(criterion=criterion).fit(X, y)
+    logits = torch.as_tensor(net.forward(X))
+    np.testing.assert_array_equal(net.predict_proba(X), logits.softmax(1).numpy())
+    np.testing.assert_array_equal(net.set_params(predict_nonlinearity=None).predict_proba(X), logits.numpy())
+    softmax = nn.Sequential(MLP(6, 2), nn.Softmax(1))
+    proba = NetClassifier(softmax, criterion=nn.NLLLoss, random_state=0).fit(X, y).predict_proba(X)
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-5)
+    assert proba.max() > 0.8  # not the softmax of probabilities
+
+
 def test_an_instance_is_copied():
     module = MLP(6, 2)
     before = [p.detach().clone() for p in module.parameters()]
@@ -229,5 +288,5 @@ def test_a_module_gets_the_sizes_that_it_asks_for():
     NetClassifier(build, max_epochs=1, module__width=5).fit(images, y)
     NetClassifier(lambda: nn.Linear(6, 2), max_epochs=1).fit(X, y)
     assert made == [(2, 3, 6), (2, 5, 6)]
-    with pytest.raises(TypeError, match=r"'n_labels'.*beyond \['n_features'\] as module__"):
+    with pytest.raises(TypeError, match=r"'n_labels'.*names n_features, n_outputs, n_classes; give"):
         NetClassifier(lambda n_features, n_labels: None).fit(X, y)
