@@ -84,9 +84,9 @@ class BaseNetMixin(CallbacksMixin):
 def trained_module(net) -> nn.Module | None:
     """Return the trained module that `net` is or holds, or None if it holds none."""
     net = net.estimator if isinstance(net, FrozenEstimator) else net
-    if isinstance(net, NeuralNet):
-        return getattr(net, "module_", None)
-    return net if isinstance(net, nn.Module) else None
+    module = getattr(net, "module_", None) if isinstance(net, NeuralNet) else net
+    module = getattr(module, "_orig_mod", module)  # of a compiled one
+    return module if isinstance(module, nn.Module) else None
 
 
 def resolve_net(

@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from sklearn_gradspace import GradientFeaturizer, GradNetClassifier, _featurizer
+from sklearn_gradspace import GradientFeaturizer, GradNetClassifier, _featurizer, check_gradients
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import GradientArray, GradientEngine
 from sklearn_gradspace.modules import MLP
@@ -561,6 +561,13 @@ def test_gradients_that_are_not_finite_are_refused(X):
     X[2] = 0  # where the outputs are finite and the derivative of the root is not
     with pytest.raises(ValueError, match="gradients of net overflow: they are not finite although its outputs are"):
         GradientFeaturizer(net).fit(X)
+
+
+def test_a_compiled_net_is_the_net_it_was_made_from(net, X):
+    compiled = torch.compile(net)  # at the first call, which does not come
+    featurizer = GradientFeaturizer(compiled, output="dense").fit(X)
+    assert featurizer.module_ is net and check_gradients(compiled, X[:3]).ok
+    assert np.array_equal(featurizer.transform(X), GradientFeaturizer(net, output="dense").fit(X).transform(X))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -115,8 +115,9 @@ class GradientEngine:
         if not (dtype is None or isinstance(dtype, str)) or dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} is none of {', '.join(map(repr, DTYPES))}.")
         check_device(device)
-        self.net, self.scalar, self.target, self.output, self.precision = net, scalar, device, output, dtype
-        self.blocks = make_blocks(choose_parameters(net, layers))
+        self.net = getattr(net, "_orig_mod", net)  # of a compiled one, whose hooks would have it compiled again
+        self.scalar, self.target, self.output, self.precision = scalar, device, output, dtype
+        self.blocks = make_blocks(choose_parameters(self.net, layers))
         self.n_params = sum(block.size for block in self.blocks)
         self._attach()
         with self.computing():
