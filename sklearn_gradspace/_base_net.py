@@ -35,9 +35,17 @@ class BaseNetMixin(CallbacksMixin):
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
         X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
-        rows = X if X.dtype != np.float64 or (self.net is None and self._trains_in_double) else X.astype(np.float32)
-        classes = getattr(self, "classes", None)
-        self.module_ = resolve_net(self.net, rows, y, self.random_state, self.device, classes, sample_weight)
+        if self.net is None and y is not None:
+            double = self._trains_in_double and X.dtype == np.float64
+            classifier = NetClassifier(
+                MLP,
+                classes=getattr(self, "classes", None),
+                random_state=self.random_state,
+                device=self.device or "cpu",
+            )
+            self.module_ = classifier.fit(X if double else X.astype(np.float32), y, sample_weight).module_
+        else:
+            self.module_ = resolve_net(self.net, X, y)
         return X, y
 
     def _validated(self, X) -> np.ndarray:
@@ -89,10 +97,8 @@ def trained_module(net) -> nn.Module | None:
     return module if isinstance(module, nn.Module) else None
 
 
-def resolve_net(
-    net, X: np.ndarray, y: np.ndarray | None, random_state, device, classes, sample_weight: np.ndarray | None
-) -> nn.Module:
-    """Return the trained module for the parameter `net`, training one on (X, y) where that is asked for."""
+def resolve_net(net, X: np.ndarray, y: np.ndarray | None) -> nn.Module:
+    """Return the trained module for the parameter `net`; a callable trains it on (X, y)."""
     if isinstance(net, type):
         raise TypeError(f"net is the class {net.__name__}: pass a trained instance of it.")
     module = trained_module(net)
@@ -114,10 +120,7 @@ def resolve_net(
         )
     if y is None:
         raise ValueError("without a trained net the estimator requires y to be passed, but the target y is None.")
-    if net is None:
-        classifier = NetClassifier(MLP, classes=classes, random_state=random_state, device=device or "cpu")
-        return classifier.fit(X if X.dtype == np.float64 else X.astype(np.float32), y, sample_weight).module_
-    returned = net(X, y)
+    returned = net(X.astype(np.float32) if X.dtype == np.float64 else X, y)
     module = trained_module(returned)
     if module is None:
         raise TypeError("the callable net(X, y) must return a torch Module or a fitted skorch net.")

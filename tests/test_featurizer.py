@@ -563,6 +563,7 @@ def test_gradients_that_are_not_finite_are_refused(X):
         GradientFeaturizer(net).fit(X)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside of torch
 def test_a_compiled_net_is_the_net_it_was_made_from(net, X):
     compiled = torch.compile(net)  # at the first call, which does not come
     featurizer = GradientFeaturizer(compiled, output="dense").fit(X)
