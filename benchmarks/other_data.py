@@ -199,7 +199,7 @@ def _draw(found: dict[str, dict[str, np.ndarray]], path: str) -> None:
     """Draw a panel for each data set and net: each contender's mean, standard deviation and seeds."""
     import matplotlib.pyplot as plt
 
-    n_columns = min(4, len(found))
+    n_columns = min(3, len(found))
     shape = -(-len(found) // n_columns), n_columns
     names = [*WITH_BASE, *WITHOUT][::-1]
     figure, axes = plt.subplots(
