@@ -281,6 +281,7 @@ CONTENDERS = {
         seeded=False,
     ),
     "fine-tuned": Contender(_fine_tuned, tuple({"lr": lr, "max_epochs": 6} for lr in (0.001, 0.003, 0.01))),
+    "fine-tuned, 20 epochs": Contender(_fine_tuned, tuple({"lr": lr, "max_epochs": 20} for lr in (0.003, 0.01, 0.02))),
     "last layer retrained": Contender(
         _last_layer, tuple({"C": C} for C in (1e-4, 1e-3, 1e-2, 1e-1)), own_views=True, same_features=True
     ),

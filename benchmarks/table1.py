@@ -34,7 +34,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 WAYS = ("centre", "averaged")
-AT_LEVELS = ("base", "kernel", "kernel on penultimate activations", "fine-tuned", "last layer retrained")
+AT_LEVELS = (
+    "base", "kernel", "kernel on penultimate activations", "fine-tuned", "fine-tuned, 20 epochs", "last layer retrained"
+)  # fmt: skip
 _PART = 2500  # test rows, whose versions are held at a time
 
 
