@@ -1,6 +1,6 @@
 """The contenders of `other_data.py`: what is fitted beside a base net, and the settings each may choose from.
 
-A trained base net, the shape of its samples and a seed enter; an estimator and a grid of settings leave.
+A name, a trained base net, whether data are large, epochs and a seed enter; an estimator and a grid of settings leave.
 """
 
 from _table1_contenders import base_logits

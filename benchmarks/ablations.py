@@ -9,14 +9,13 @@ test rows are appended to the CSV, and what is there is not computed again. For 
 """
 
 import argparse
-import csv
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from _measure import machine, table
+from _result_lines import append_line, read_lines
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
@@ -140,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             train = tuple(part[:n] for part in split.train)
             accuracy, setting = fit_and_test(net, panel, variant, train, test, seed)
             results[key] = round(accuracy, 4)
-            _append(options.csv, (*key, " ".join(f"{k}={v}" for k, v in setting.items()), results[key]))
+            append_line(options.csv, COLUMNS, (*key, " ".join(f"{k}={v}" for k, v in setting.items()), results[key]))
     print(machine(torch.device("cpu")))
     for panel in options.panels:
         _print_table(panel, results, options)
@@ -191,17 +190,7 @@ def _key(options: argparse.Namespace, panel: str, variant: str, n: int, seed: in
 
 
 def _results(path: str) -> dict[tuple, float]:
-    if not Path(path).is_file():
-        return {}
-    with open(path, newline="") as file:
-        lines = list(csv.reader(file))[1:]
-    return {(d, int(e), int(t), p, v, int(n), int(s)): float(a) for d, e, t, p, v, n, s, _, a in lines}
-
-
-def _append(path: str, line: Sequence) -> None:
-    fresh = not Path(path).is_file()
-    with open(path, "a", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, line] if fresh else [line])
+    return {(d, int(e), int(t), p, v, int(n), int(s)): float(a) for d, e, t, p, v, n, s, _, a in read_lines(path)}
 
 
 def _found(results, options, panel: str, variant: str, n: int) -> np.ndarray:

@@ -11,7 +11,6 @@ Results are appended to the CSV, and what is there is not computed again.
 
 import argparse
 import copy
-import csv
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from _edge_jobs import CONTROLS, JOBS, KEPT, LR, SCORES, accuracy, importances, shuffled
 from _measure import Rounds, alternate, machine, peak_memory, ratio, table
+from _result_lines import append_line, read_lines
 
 from sklearn_gradspace import (
     EdgeImportance,
@@ -70,12 +70,7 @@ def _measure(net: str, seed: int, options) -> None:
 
     def record(score, is_shuffled, keep, setting, value):
         key = _key(options, net, seed, score, is_shuffled, keep, setting)
-        fresh = not Path(options.csv).is_file()
-        with open(options.csv, "a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(COLUMNS)
-            writer.writerow([*key, f"{value:.4f}"])
+        append_line(options.csv, COLUMNS, [*key, f"{value:.4f}"])
 
     wanted = [(s, c, k, w) for s in SCORES for c in (False, True) for k in options.kept for w in SETTINGS]
     wanted = [w for w in wanted if not (w[0] == "random" and w[1])]
@@ -132,10 +127,7 @@ def _key(options, net, seed, score, is_shuffled, keep, setting) -> tuple[str, ..
 
 
 def _results(options) -> list[tuple[tuple[str, ...], float]]:
-    if not Path(options.csv).is_file():
-        return []
-    with open(options.csv, newline="") as file:
-        return [(tuple(row[:-1]), float(row[-1])) for row in list(csv.reader(file))[1:]]
+    return [(tuple(row[:-1]), float(row[-1])) for row in read_lines(options.csv)]
 
 
 def _found(options, net, score, is_shuffled, keep, setting) -> np.ndarray:

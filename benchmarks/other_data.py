@@ -9,17 +9,16 @@ CSV, and what is there is not computed again. DIR holds ``mnist.npz``.
 """
 
 import argparse
-import csv
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from _ecopt_nets import make_net
 from _measure import machine, table
 from _other_data_contenders import BASE, ON_GRADIENTS, WITH_BASE, WITHOUT, estimator_and_grid
+from _result_lines import append_line, read_lines
 from _table1_contenders import base_logits
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.exceptions import ConvergenceWarning
@@ -126,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 bar.set_postfix_str(f"{name}, seed {seed}: {key[-1]}")
                 accuracy, setting = fit_and_test(case, key[-1], net, split, seed)
                 results[key] = round(accuracy, 5)
-                _append(options.csv, (*key, setting, results[key]))
+                append_line(options.csv, COLUMNS, (*key, setting, results[key]))
     found = {name: _found(results, name, options) for name in options.data}
     print(machine(torch.device("cpu")))
     print("\ntest accuracy in %, mean ± standard deviation over the seeds; **: the best; *: within the spread of it\n")
@@ -159,17 +158,7 @@ def _key(options: argparse.Namespace, name: str, seed: int, contender: str) -> t
 
 
 def _results(path: str) -> dict[tuple, float]:
-    if not Path(path).is_file():
-        return {}
-    with open(path, newline="") as file:
-        lines = list(csv.reader(file))[1:]
-    return {(data, *map(int, (b, n, t, s)), c): float(a) for data, b, n, t, s, c, _, a in lines}
-
-
-def _append(path: str, line: Sequence) -> None:
-    fresh = not Path(path).is_file()
-    with open(path, "a", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, line] if fresh else [line])
+    return {(data, *map(int, (b, n, t, s)), c): float(a) for data, b, n, t, s, c, _, a in read_lines(path)}
 
 
 def _found(results: dict[tuple, float], name: str, options: argparse.Namespace) -> dict[str, np.ndarray]:

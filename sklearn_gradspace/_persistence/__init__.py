@@ -137,6 +137,6 @@ def _make_kinds_known() -> dict[str, str]:
 
     They bring much of scikit-learn, which an import of the package does without.
     """
-    from . import _estimators, _nets, _values  # noqa: F401
+    from . import _estimators, _nets, _values  # noqa: F401  each makes its kinds known
 
     return _estimators.versions()
