@@ -216,7 +216,8 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             self._learn_targets(X, y)
         if not initialize:
             self._check_module_stays()
-        with self._random_state(fresh=initialize or not hasattr(self, "_rng_states")):
+        random_state = self._random_state(fresh=initialize or not hasattr(self, "_rng_states"))
+        with random_state, torch.inference_mode(False):
             if initialize:
                 self.initialize()
             self._fitting = self._unchecked = True

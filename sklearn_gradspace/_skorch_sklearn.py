@@ -186,8 +186,8 @@ class SklearnNetMixin:
                     "as module__..."
                 ) from error
             raise NotFittedError(
-                f"{type(self).__name__} takes the sizes of its module from data: call fit or partial_fit, or give "
-                f"them as module__... parameters ({error})."
+                f"{type(self).__name__} takes the sizes of its module from data: call fit or partial_fit with "
+                f"arrays, or give them as module__... parameters ({error})."
             ) from error
         if not isinstance(module, nn.Module):
             raise TypeError(f"module={self.module!r} makes a {type(module).__name__}, which is no Module.")

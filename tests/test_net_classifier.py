@@ -52,6 +52,14 @@ def test_a_skorch_dataset():
     np.testing.assert_array_equal(net.classes_, [0, 1])
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_fit_where_gradients_are_switched_off(mode):
+    with mode():
+        net = make(max_epochs=2).fit(X, y)
+    np.testing.assert_array_equal(net.predict_proba(X), make(max_epochs=2).fit(X, y).predict_proba(X))
+    assert not next(net.module_.parameters()).is_inference()
+
+
 class Conv(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
