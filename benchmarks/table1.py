@@ -125,7 +125,7 @@ def _chosen(contender: Contender, task: Task, X: np.ndarray, y: np.ndarray):
         for setting in contender.grid:
             fitted = contender.make(task, **setting).fit(X, y)
             if best is None or fitted.loo_score_ > best[1]:
-                best = setting, fitted.loo_score_, fitted
+                best = {**setting, "alpha": fitted.alpha_}, fitted.loo_score_, fitted
         return best
     setting, validation = contender.grid[0], np.nan
     if len(contender.grid) > 1:
