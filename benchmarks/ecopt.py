@@ -36,14 +36,9 @@ _DEEP = {"starts": ["He", "skeleton", "identity"], "inner": ["momentum"], "space
 EXPERIMENTS = {
     "widths": {"nets": ["mnist:2x8", "mnist:2x32", "mnist:2x128", "mnist:4x64", "cifar10:3x48"]},
     "deep": _DEEP | {"nets": ["mnist:8x32", "mnist:34x32"], "rates": [0.00032, 0.001, 0.0032, 0.01, 0.032]},
-    "convolutions": _DEEP | {"nets": ["mnist:conv8x12"], "rates": [0.0032, 0.01, 0.032], "side": 14, "seeds": [0, 1]},
+    "convolutions": _DEEP | {"nets": ["mnist:conv8x12"], "rates": [0.0032, 0.01, 0.032, 0.1], "side": 14},
     "unbalanced": {"nets": ["mnist:2x32"], "starts": ["unbalanced 1", "unbalanced 2"], "lower": 1},
-    "finetuning": {
-        "nets": ["mnist:2x32"],
-        "starts": ["trained", "trained, unbalanced 2"],
-        "inner": ["momentum"],
-        "spaces": _OF_WEIGHTS,
-    },
+    "finetuning": {"nets": ["mnist:2x32"], "starts": ["trained", "trained, unbalanced 2"]},
     "residual": {
         "nets": ["cifar10:plain10x8", "cifar10:resnet10x8"],
         "starts": ["default", "skeleton"],
