@@ -20,6 +20,7 @@ from ._parameter_checks import check_flags
 from ._rows import RowDataset, WeightedRows, as_array, check_sample_shape
 from ._skorch_sklearn import SklearnNetMixin
 from ._training_checks import check_training_parameters
+from .gradients import to_device
 
 
 def is_skorchs_own(X) -> bool:
@@ -350,7 +351,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         if self._unchecked:
             del self._unchecked
             self._check_outputs(y_pred)
-        y_true = y_true.to(y_pred.device)
+        y_true = to_device(y_true, y_pred.device)
         if not isinstance(X, WeightedRows):
             return super().get_loss(y_pred, y_true, X=X, training=training)
         if not hasattr(self.criterion_, "reduction"):
