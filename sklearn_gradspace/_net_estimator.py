@@ -364,7 +364,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         losses = losses.reshape(len(losses), -1).mean(1)  # over the outputs of a regressor
         by_class = None if y_true.is_floating_point() else getattr(self.criterion_, "weight", None)
         total = len(losses) if by_class is None else by_class[y_true].sum()  # what torch's mean divides by
-        return (losses * torch.as_tensor(X.weight, device=losses.device)).sum() / total
+        return (losses * to_device(torch.from_numpy(X.weight), losses.device)).sum() / total
 
     def _restore(self) -> None:
         """Make all that skorch makes beside the module, which is there and stays as it is."""

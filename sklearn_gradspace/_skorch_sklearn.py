@@ -48,6 +48,7 @@ class SklearnNetMixin:
     cuda_dependent_attributes_: ClassVar[list[str]] = ["module_", "criterion_", "optimizer_"]
     _of_module: tuple[str, ...] = ()  # parameters that enter the module alone
     device: str | torch.device | None
+    criterion_: nn.Module
     _rng_states: list[Tensor]
     _modules, _criteria, _optimizers = ["module"], ["criterion"], ["optimizer"]
 

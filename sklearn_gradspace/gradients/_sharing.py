@@ -35,7 +35,7 @@ def _with_backward_on_cuda(module: nn.Module) -> nn.Module:
     """
     for layer in module.modules():
         if type(layer) in _RECURRENT and any(parameter.is_cuda for parameter in layer.parameters()):
-            layer.training, layer.dropout = True, 0.0
+            layer.training, layer.dropout = True, 0.0  # type: ignore[assignment]
     return module
 
 
