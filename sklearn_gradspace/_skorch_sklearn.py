@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from threading import RLock
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class SklearnNetMixin:
     cuda_dependent_attributes_: ClassVar[list[str]] = ["module_", "criterion_", "optimizer_"]
     _of_module: tuple[str, ...] = ()  # parameters that enter the module alone
     device: str | torch.device | None
-    criterion_: nn.Module
+    criterion_: Any
     _rng_states: list[Tensor]
     _modules, _criteria, _optimizers = ["module"], ["criterion"], ["optimizer"]
 
