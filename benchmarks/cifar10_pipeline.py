@@ -49,6 +49,8 @@ def main() -> None:
     print(f"fit {fitted - start:.0f} s ({options.rows} rows), score {scored - fitted:.0f} s")
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(f"peak memory {int(status['VmHWM'].split()[0]) / 2**20:.2f} GiB")
+    if torch.device(options.device).type == "cuda":
+        print(f"peak memory of the device {torch.cuda.max_memory_allocated(options.device) / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":

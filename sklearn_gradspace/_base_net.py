@@ -28,7 +28,7 @@ class BaseNetMixin(CallbacksMixin):
 
     def _fit_net(self, X, y=None, sample_weight=None) -> tuple[np.ndarray, np.ndarray | None]:
         """Take or train the net, and return rows and labels as arrays."""
-        X = as_array(X)
+        X, y = as_array(X), as_array(y)
         if y is None:
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
         else:

@@ -20,6 +20,7 @@ from ._parameter_checks import check_flags
 from ._rows import RowDataset, WeightedRows, as_array, check_sample_shape
 from ._skorch_sklearn import SklearnNetMixin
 from ._training_checks import check_training_parameters
+from .gradients import to_device
 
 
 def is_skorchs_own(X) -> bool:
@@ -350,7 +351,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         if self._unchecked:
             del self._unchecked
             self._check_outputs(y_pred)
-        y_true = y_true.to(y_pred.device)
+        y_true = to_device(y_true, y_pred.device)
         if not isinstance(X, WeightedRows):
             return super().get_loss(y_pred, y_true, X=X, training=training)
         if not hasattr(self.criterion_, "reduction"):
@@ -363,7 +364,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         losses = losses.reshape(len(losses), -1).mean(1)  # over the outputs of a regressor
         by_class = None if y_true.is_floating_point() else getattr(self.criterion_, "weight", None)
         total = len(losses) if by_class is None else by_class[y_true].sum()  # what torch's mean divides by
-        return (losses * torch.as_tensor(X.weight, device=losses.device)).sum() / total
+        return (losses * to_device(torch.from_numpy(X.weight), losses.device)).sum() / total
 
     def _restore(self) -> None:
         """Make all that skorch makes beside the module, which is there and stays as it is."""

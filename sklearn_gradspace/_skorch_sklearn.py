@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
 from threading import RLock
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ._module_checks import input_error
 from ._rows import RowDataset, WeightedRows, whole_batch
-from .gradients import check_device
+from .gradients import check_device, to_device
 
 # torch's random state is the process's: two threads that fit at a time would share it.
 _random_state_lock = RLock()
@@ -48,6 +48,7 @@ class SklearnNetMixin:
     cuda_dependent_attributes_: ClassVar[list[str]] = ["module_", "criterion_", "optimizer_"]
     _of_module: tuple[str, ...] = ()  # parameters that enter the module alone
     device: str | torch.device | None
+    criterion_: Any
     _rng_states: list[Tensor]
     _modules, _criteria, _optimizers = ["module"], ["criterion"], ["optimizer"]
 
@@ -148,11 +149,13 @@ class SklearnNetMixin:
             if fresh:
                 seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device there is
-                if cuda:
-                    torch.cuda.default_generators[device.index or 0].manual_seed(seed)
             else:
                 torch.set_rng_state(self._rng_states[0])
-                for state in self._rng_states[1:]:
+                seed = torch.initial_seed()
+            if cuda:
+                index = torch.cuda.current_device() if device.index is None else device.index
+                torch.cuda.default_generators[index].manual_seed(seed)
+                for state in () if fresh else self._rng_states[1:]:  # none where the last fit was on the CPU
                     torch.cuda.set_rng_state(state, device)
             yield
             self._rng_states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in cuda)]
@@ -194,6 +197,20 @@ class SklearnNetMixin:
         self._made_with = {name: getattr(self, name) for name in self._of_module}
         module = copy.deepcopy(module) if module is self.module else module
         self.module_ = module.to(self._run_device, getattr(self, "_dtype", torch.get_default_dtype()))
+        return self
+
+    def initialize_criterion(self):
+        """Make the criterion, on the device of the data where `device` is None: skorch would leave its weights behind.
+
+        Returns
+        -------
+        self : object
+            The net.
+        """
+        super().initialize_criterion()
+        if self.device is None and isinstance(self.criterion_, nn.Module):
+            criterion = copy.deepcopy(self.criterion_) if self.criterion_ is self.criterion else self.criterion_
+            self.criterion_ = criterion.to(self._run_device)
         return self
 
     def _module_sizes(self) -> dict:
@@ -249,7 +266,7 @@ class SklearnNetMixin:
         x = torch.as_tensor(x) if isinstance(x, np.ndarray) else x
         like = next(self.module_.parameters(), None)
         if isinstance(x, Tensor) and x.is_floating_point() and like is not None:
-            x = x.to(like.device, like.dtype)
+            x = to_device(x, like.device).to(like.dtype)
         try:
             return super().infer(x, **fit_params)
         except (RuntimeError, IndexError) as error:

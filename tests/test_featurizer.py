@@ -574,3 +574,11 @@ def test_a_compiled_net_is_the_net_it_was_made_from(net, X):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiling_is_only_passed_on(net, X, compiled):
     assert GradientFeaturizer(net, compile=compiled).fit(X).features_.compile is compiled
+
+
+def test_tensors_that_numpy_does_not_read():
+    """As those on a CUDA device are: samples and labels in a precision that NumPy lacks."""
+    y = torch.arange(12) % 3
+    net, X = MLP(4, 3, (5,)), torch.randn(12, 4).bfloat16()
+    one, other = (GradientFeaturizer(net).fit_transform(X.to(d), y.to(d)).toarray() for d in (torch.float32, X.dtype))
+    np.testing.assert_array_equal(one, other)

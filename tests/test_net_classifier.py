@@ -298,3 +298,25 @@ def test_a_module_gets_the_sizes_that_it_asks_for():
     assert made == [(2, 3, 6), (2, 5, 6)]
     with pytest.raises(TypeError, match=r"'n_labels'.*names n_features, n_outputs, n_classes; give"):
         NetClassifier(lambda n_features, n_labels: None).fit(X, y)
+
+
+def test_going_on_without_the_cuda_device(monkeypatch):
+    """A fit on one leaves its random state as well, which training on the CPU has no use for."""
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *of: pytest.fail("the device's own state is overwritten"))
+    one, other = (make(max_epochs=2, module__hidden_layer_sizes=(4,)).fit(X, y) for _ in range(2))
+    other._rng_states.append(torch.zeros(16, dtype=torch.uint8))
+    np.testing.assert_array_equal(one.partial_fit(X, y).predict_proba(X), other.partial_fit(X, y).predict_proba(X))
+    assert len(other._rng_states) == 1
+
+
+@pytest.mark.parametrize("as_instance", [False, True])
+def test_the_criterion_is_where_the_data_are(as_instance):
+    """With ``device=None`` that is where lazy features are computed; what the user passed stays where it is."""
+    weight = torch.tensor([1.0, 2.0])
+    criterion = nn.CrossEntropyLoss(weight)
+    options = {"criterion": criterion} if as_instance else {"criterion__weight": weight}
+    net = make(device=None, **options).fit(X, y)
+    assert net.criterion_.weight.device.type == weight.device.type
+    net._data_device = torch.device("meta")
+    net.initialize_criterion()
+    assert net.criterion_.weight.is_meta and not weight.is_meta and not criterion.weight.is_meta

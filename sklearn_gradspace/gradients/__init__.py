@@ -25,7 +25,7 @@ from ._ridge import KernelRidge, NotPositiveDefiniteError
 from ._rules import EngineReport, ParameterRule
 from ._scaling import SCALES, Scaler, ScaleStatistics
 from ._selection import SELECTIONS
-from ._sharing import check_device, own_copy, packed, shared_copy
+from ._sharing import check_device, own_copy, packed, shared_copy, to_device
 
 __all__ = [
     "DTYPES",
@@ -80,6 +80,7 @@ __all__ = [
     "refuse_probabilities",
     "require_memory",
     "shared_copy",
+    "to_device",
     "to_memmap",
     "two_logits",
     "views",

@@ -24,7 +24,7 @@ from ._outputs import SCALARS, Labels, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
-from ._sharing import check_device, packed, shared_copy, usable
+from ._sharing import check_device, packed, shared_copy, to_device, usable
 from ._trial import try_out
 
 DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
@@ -419,10 +419,7 @@ class GradientEngine:
         inputs : Tensor of shape (n, ...)
             The rows, in the engine's precision.
         """
-        inputs = torch.from_numpy(np.array(X, order="C"))
-        if self.device.type == "cuda":
-            inputs = inputs.pin_memory().to(self.device, non_blocking=True)
-        inputs = inputs.to(self.device, self.input_dtype)
+        inputs = to_device(torch.from_numpy(np.array(X, order="C")), self.device).to(self.input_dtype)
         last = self.channels_last and not plain
         return inputs.contiguous(memory_format=torch.channels_last) if last else inputs
 
@@ -446,7 +443,8 @@ class GradientEngine:
             with torch.inference_mode(False):
                 yield
             return
-        switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+        cudnn = torch.backends.cudnn
+        switches: Sequence = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
         with _SWITCHING, torch.inference_mode(False):
             before = [switch.fp32_precision for switch in switches]
             try:

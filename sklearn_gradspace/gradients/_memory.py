@@ -48,12 +48,16 @@ def require_memory(n_bytes: float, what: str, way_out: str = _WAY_OUT, device: t
         raise MemoryError(f"{what} takes {n_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free. {way_out}")
 
 
+# The CPU's allocator; pinned memory and kernels that are loaded; the workspaces of cuBLAS, cuSOLVER and cuDNN.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether `error` says that memory ran out, on whatever device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # The CPU's allocator has no error type of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # Allocations that are not those of torch's allocators on devices have no error type of their own.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 class RowLimit:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ._sharing import to_device
+
 Scalar = str | Callable[[Tensor], Tensor]
 # One label a row, "predicted" for the net's own, a function that finds them by the outputs, or all.
 Labels = Tensor | str | Callable[[Tensor], Tensor] | None
@@ -64,7 +66,7 @@ def cotangents(scalar: Scalar, outputs: Tensor, labels: Labels = None) -> Tensor
         labels = predicted_labels(scalar, outputs)
     elif callable(labels):
         labels = labels(outputs)
-    labels = None if labels is None else labels.to(outputs.device)
+    labels = None if labels is None else to_device(labels, outputs.device)
     if callable(scalar):
         return _of_function(scalar, outputs, labels)
     return _SCALARS[scalar](outputs, labels)

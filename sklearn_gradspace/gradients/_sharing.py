@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)  # subclasses may do something else in training mode
+
 
 def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.Module:
     """Return a copy of the structure of `net`, in evaluation mode, over the same weights.
@@ -23,7 +25,18 @@ def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.
     with torch.inference_mode(False):
         renormed = {id(m.weight) for m in net.modules() if getattr(m, "max_norm", None) is not None}
         memo = {id(t): _like(t, _alias(t, id(t) in renormed).to(device)) for t in _tensors(net)}
-        return copy.deepcopy(net, memo).eval()
+        return _with_backward_on_cuda(copy.deepcopy(net, memo).eval())
+
+
+def _with_backward_on_cuda(module: nn.Module) -> nn.Module:
+    """Return the module with its recurrent layers in training mode where they are on CUDA devices, without dropout.
+
+    The function is the same. In evaluation mode cuDNN keeps nothing of what their backward pass needs, and raises.
+    """
+    for layer in module.modules():
+        if type(layer) in _RECURRENT and any(parameter.is_cuda for parameter in layer.parameters()):
+            layer.training, layer.dropout = True, 0.0  # type: ignore[assignment]
+    return module
 
 
 def own_copy(net: nn.Module) -> nn.Module:
@@ -47,6 +60,13 @@ def usable(device: torch.device | str) -> torch.device:
         warnings.warn(f"this was on {device}, and no CUDA device is there: it continues on the CPU.", stacklevel=2)
         return torch.device("cpu")
     return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on `device`. What goes to a CUDA device is copied from pinned memory, so that nothing waits."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.requires_grad:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def packed(net: nn.Module) -> "PackedModule":

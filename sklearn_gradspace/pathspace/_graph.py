@@ -132,7 +132,7 @@ class ScaleGraph:
         units = _Units()
         found: dict[str, Edges] = {}
         for name, given in edges.items():
-            write, read = (torch.as_tensor(ids) for ids in given[:2])
+            write, read = (torch.as_tensor(ids).cpu() for ids in given[:2])
             for ids in (write, read):
                 shape = tuple(parameters[name].shape)
                 if ids.is_floating_point() or (ids < 0).any() or not _broadcasts(ids.shape, shape):

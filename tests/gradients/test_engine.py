@@ -291,3 +291,18 @@ def test_group_norm_whose_input_has_no_gradient(kind, size):
     for _ in range(20):
         found = GradientEngine(net, X, "all")(X)
     assert_close(found, reference.gradients(net, X))
+
+
+@pytest.mark.parametrize(
+    "dtype, exact, expected", [(None, False, "ieee"), ("tf32", False, "tf32"), ("tf32", True, "ieee")]
+)
+def test_rounding_to_tf32_on_cuda_devices(dtype, exact, expected):
+    """torch rounds convolutions and recurrent layers by default; afterwards all is as before."""
+    cudnn = torch.backends.cudnn
+    switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [switch.fp32_precision for switch in switches]
+    engine = BY_NAME["mlp of two layers"].engine("cpu", dtype=dtype)
+    engine.device = torch.device("cuda")
+    with engine.computing(exact):
+        assert [switch.fp32_precision for switch in switches] == 3 * [expected]
+    assert [switch.fp32_precision for switch in switches] == before

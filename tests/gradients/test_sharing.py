@@ -51,7 +51,8 @@ def test_shared_copy_is_the_same_memory_in_evaluation_mode(case, device):
     net = case.net().to(device)
     with untouched(net), random_state_untouched():
         twin = shared_copy(net)
-    assert twin is not net and not any(module.training for module in twin.modules())
+    in_training = [module for module in twin.modules() if module.training]
+    assert twin is not net and all(isinstance(of, nn.RNNBase) and of.weight_hh_l0.is_cuda for of in in_training)
     for name, tensor in all_tensors(net).items():
         other = all_tensors(twin)[name]
         shared = name in dict(net.named_parameters(remove_duplicate=False))  # a forward pass may write to buffers
@@ -247,3 +248,22 @@ def test_engines_of_one_net_share_it_after_pickling():
     net = case.net()
     first, second = pickle.loads(pickle.dumps([GradientEngine(net, case.X), GradientEngine(net, case.X, "all")]))
     assert first.net is second.net
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_on_cuda_devices_have_a_backward_pass(kind, monkeypatch):
+    """cuDNN has one in training mode alone; the function is that of evaluation mode nevertheless."""
+
+    class Own(kind):
+        pass
+
+    options = {"num_layers": 2, "dropout": 0.5, "batch_first": True}
+    net = nn.ModuleDict({"usual": kind(4, 5, **options), "own": Own(4, 5, **options), "rest": nn.Dropout()})
+    assert not any(module.training for module in shared_copy(net).modules())
+    monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
+    module = shared_copy(net)
+    monkeypatch.undo()
+    assert [name for name, of in module.items() if of.training] == ["usual"]
+    x = torch.randn(3, 6, 4)
+    assert torch.equal(module["usual"](x)[0], net.eval()["usual"](x)[0])
+    assert net["usual"].dropout == module["own"].dropout == 0.5 and module["usual"].weight_hh_l0.grad is None
