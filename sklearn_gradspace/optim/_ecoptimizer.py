@@ -91,8 +91,9 @@ class ECOptimizer(torch.optim.Optimizer):
     A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, and all steps with one
     skeleton by a factor of four, so that it never passes through zero, where there are no coordinates.
 
-    On a CUDA device steps do not wait for the device, but that every `chart_every` steps ratios are looked at, and that
-    gradients are checked to be finite, unless `optimizer` is ``fused``.
+    On a CUDA device steps do not wait for the device, but that every `chart_every` steps ratios are looked at.
+    Optimizers that have a fused form take it there, unless told otherwise, in which a step with gradients that are not
+    finite is refused without a warning; others wait for the check of them.
 
     References
     ----------
@@ -152,6 +153,10 @@ class ECOptimizer(torch.optim.Optimizer):
         if not all(isinstance(parameter, (Tensor, dict, tuple)) for parameter in params):
             raise TypeError(f"params must be parameters of the module, or groups of them, not {params[:3]!r:.80}.")
         usual = optimizer(params, **kwargs)
+        if "fused" in usual.defaults and not {"foreach", "fused", "capturable", "differentiable"} & kwargs.keys():
+            if all(parameter.is_cuda for group in usual.param_groups for parameter in group["params"]):
+                for options in (kwargs, usual.defaults, *usual.param_groups):
+                    options["fused"] = True
         super().__init__(usual.param_groups, usual.defaults)
         own = {id(parameter) for parameter in graph.module.parameters()}
         if not any(id(parameter) in own for group in self.param_groups for parameter in group["params"]):
