@@ -153,10 +153,11 @@ class ECOptimizer(torch.optim.Optimizer):
         if not all(isinstance(parameter, (Tensor, dict, tuple)) for parameter in params):
             raise TypeError(f"params must be parameters of the module, or groups of them, not {params[:3]!r:.80}.")
         usual = optimizer(params, **kwargs)
-        if "fused" in usual.defaults and not {"foreach", "fused", "capturable", "differentiable"} & kwargs.keys():
-            if all(parameter.is_cuda for group in usual.param_groups for parameter in group["params"]):
-                for options in (kwargs, usual.defaults, *usual.param_groups):
-                    options["fused"] = True
+        told = {"foreach", "fused", "capturable", "differentiable"} & kwargs.keys()
+        on_cuda = all(parameter.is_cuda for group in usual.param_groups for parameter in group["params"])
+        if "fused" in usual.defaults and on_cuda and not told:
+            for options in (kwargs, usual.defaults, *usual.param_groups):
+                options["fused"] = True
         super().__init__(usual.param_groups, usual.defaults)
         own = {id(parameter) for parameter in graph.module.parameters()}
         if not any(id(parameter) in own for group in self.param_groups for parameter in group["params"]):
