@@ -47,13 +47,18 @@ def base_nets(names: Sequence[str], images: Images, data_home: str, folder: Path
     nets = {}
     for base in names:
         if base == AUTHORS:
-            nets[base] = nn.Sequential(CentreCropAndStandardise(images.side), authors_net(data_home))
+            nets[base] = authors_base(images, data_home)
         elif files[base].is_file():
             nets[base] = images.new_net()
             nets[base].load_state_dict(torch.load(files[base], map_location="cpu", weights_only=True))
         else:
             raise SystemExit(f"no base net of accuracy {base} came of {epochs} epochs: raise --base-epochs.")
     return {base: net.to(device).eval() for base, net in nets.items()}
+
+
+def authors_base(images: Images, data_home: str) -> nn.Module:
+    """Return the authors' net, in evaluation mode, for images as they come."""
+    return nn.Sequential(CentreCropAndStandardise(images.side), authors_net(data_home)).eval()
 
 
 def _train(levels: list[str], images: Images, files: dict[str, Path], device: str, epochs: int) -> None:

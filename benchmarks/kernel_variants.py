@@ -11,24 +11,22 @@ import time
 
 import numpy as np
 import torch
-from _cifar10 import authors_net
 from _measure import machine, table
 from _result_lines import append_line
-from _table1_images import CentreCropAndStandardise, load_images
-from torch import nn
+from _table1_bases import authors_base
+from _table1_images import load_images
 
 from sklearn_gradspace import GradientKernelClassifier
 
 _ALPHAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _LAST, _ALL = {"layers": "*head.weight"}, {"normalize": "layer", "projection": 2**13}
-_WITHOUT_FIRST = _ALL | {"layers": ["*features.3.weight", "*head.weight"]}
 VARIANTS = {
     **{f"last layer, degree {d}": _LAST | {"n_directions": 1, "degree": d} for d in (1, 2, 3, 4)},
     **{f"all layers, degree {d}": _ALL | {"n_directions": 1, "degree": d} for d in (1, 2, 3, 4)},
     **{f"all layers, {n} directions": _ALL | {"n_directions": n} for n in (2, 4)},
     "all layers, 10 directions": _ALL | {"n_directions": 10, "projection": 2**12},
     "all layers, normalised as one": _ALL | {"n_directions": 1, "normalize": True},
-    "all but the first": _WITHOUT_FIRST | {"n_directions": 1},
+    "all but the first": _ALL | {"n_directions": 1, "layers": ["*features.3.weight", "*head.weight"]},
 }
 
 
@@ -43,7 +41,7 @@ def main() -> None:
     parser.add_argument("--csv", help="file to append to")
     options = parser.parse_args()
     images = load_images("cifar10", options.data_home)
-    net = nn.Sequential(CentreCropAndStandardise(images.side), authors_net(options.data_home)).to(options.device).eval()
+    net = authors_base(images, options.data_home).to(options.device)
     n_others = len(images.X) - images.half
     rows = images.half + np.random.default_rng(0).permutation(n_others)[: options.rows]
     X_test, y_test = images.X_test[: options.test_rows], images.y_test[: options.test_rows]

@@ -5,9 +5,9 @@
 DIR holds ``cifar10.npz`` and the authors' net, ``gradnet_base_cifar10.npz``. The kernel is that of ``--directions`` of
 the ten logits. Its floor is the operations of inner products and of the gradients' window products at the rate of a
 large matrix product, measured in the same run. That of predictions is the operations of all
-gradients and hidden units, and writing all features to memory once, at the rates measured. Then both are fitted to as
-many other rows, for which no floor is given: GradNet for an epoch of one label each. The peak is that of the process
-beyond what it had before, the kernel matrix included, and next to it without that.
+gradients and hidden units, and writing all features to memory once, at the rates measured. Then both are fitted to
+``--fit-rows`` other rows, for which no floor is given: GradNet for an epoch of one label each. The peak is that of the
+process beyond what it had before, the kernel matrix included, and next to it without that.
 """
 
 import argparse

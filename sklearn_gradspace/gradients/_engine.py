@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from math import prod
 from threading import RLock, local
+from typing import Any
 
 import numpy as np
 import torch
@@ -443,8 +444,8 @@ class GradientEngine:
             with torch.inference_mode(False):
                 yield
             return
-        cudnn = torch.backends.cudnn
-        switches: Sequence = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
+        cudnn: Any = torch.backends.cudnn  # it makes its switches when it is imported, which mypy does not see
+        switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
         with _SWITCHING, torch.inference_mode(False):
             before = [switch.fp32_precision for switch in switches]
             try:

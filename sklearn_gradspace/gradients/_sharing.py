@@ -34,8 +34,8 @@ def _with_backward_on_cuda(module: nn.Module) -> nn.Module:
     The function is the same. In evaluation mode cuDNN keeps nothing of what their backward pass needs, and raises.
     """
     for layer in module.modules():
-        if type(layer) in _RECURRENT and any(parameter.is_cuda for parameter in layer.parameters()):
-            layer.training, layer.dropout = True, 0.0  # type: ignore[assignment]
+        if isinstance(layer, nn.RNNBase) and type(layer) in _RECURRENT and any(p.is_cuda for p in layer.parameters()):
+            layer.training, layer.dropout = True, 0.0
     return module
 
 

@@ -153,9 +153,7 @@ class ECOptimizer(torch.optim.Optimizer):
         if not all(isinstance(parameter, (Tensor, dict, tuple)) for parameter in params):
             raise TypeError(f"params must be parameters of the module, or groups of them, not {params[:3]!r:.80}.")
         usual = optimizer(params, **kwargs)
-        told = {"foreach", "fused", "capturable", "differentiable"} & kwargs.keys()
-        on_cuda = all(parameter.is_cuda for group in usual.param_groups for parameter in group["params"])
-        if "fused" in usual.defaults and on_cuda and not told:
+        if all(_is_free_to_fuse(group) for group in usual.param_groups):
             for options in (kwargs, usual.defaults, *usual.param_groups):
                 options["fused"] = True
         super().__init__(usual.param_groups, usual.defaults)
@@ -291,6 +289,13 @@ class ECOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict:
         hidden = ("_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured")
         return {n: v for n, v in vars(self).items() if n not in hidden and "hook" not in n} | super().__getstate__()
+
+
+def _is_free_to_fuse(group: dict) -> bool:
+    """Return whether parameters on CUDA devices have an optimizer with a fused form, and nothing is said of forms."""
+    unsaid = group.get("fused", False) is None and group.get("foreach") is None
+    other_forms = group.get("capturable") or group.get("differentiable")
+    return unsaid and not other_forms and all(parameter.is_cuda for parameter in group["params"])
 
 
 def _trained_part(graph: ScaleGraph, groups: list[dict], approximate: bool) -> ScaleGraph:

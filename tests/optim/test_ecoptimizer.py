@@ -140,6 +140,23 @@ def test_what_the_inner_optimizer_does_not_know_is_refused(option):
         ECOptimizer(mlp(4, 5, 3), SGD, lr=0.1, **option)
 
 
+@every_method
+@pytest.mark.parametrize("inner", [SGD, Adam])
+def test_on_cuda_devices_it_is_fused_unless_told_otherwise(inner, method, monkeypatch):
+    """Only fused optimizers skip a step without waiting for the device."""
+    monkeypatch.setattr(nn.Parameter, "is_cuda", True, raising=False)
+    net = mlp(4, 5, 3)
+    optimizer = ECOptimizer(net, inner, lr=0.1, method=method)
+    assert all(group["fused"] for group in (*optimizer.param_groups, *optimizer.inner.param_groups))
+    for option in ({"fused": False}, {"foreach": True}, {"foreach": False}):
+        of_all = ECOptimizer(net, inner, lr=0.1, method=method, **option)
+        of_group = ECOptimizer(net, inner, lr=0.1, method=method, params=[{"params": net.parameters(), **option}])
+        for told in (of_all, of_group):
+            assert not any(group["fused"] for group in (*told.param_groups, *told.inner.param_groups))
+    monkeypatch.undo()
+    assert not any(group["fused"] for group in ECOptimizer(net, inner, lr=0.1, method=method).param_groups)
+
+
 def test_bad_modules_are_refused():
     with pytest.raises(ValueError, match=r"Branching.*trace"):
         ECOptimizer(Branching(), lr=0.1)
