@@ -245,10 +245,19 @@ class HiddenSigmoid(nn.Module):
         return self.output(self.activation(self.hidden(x)))
 
 
+class CalledSigmoid(HiddenSigmoid):
+    """A net whose last step is a sigmoid that is no layer."""
+
+    def forward(self, x):
+        return self.output(self.hidden(x).relu()).sigmoid()
+
+
 def test_a_hidden_sigmoid_is_no_sigmoid_at_the_end():
     assert NetClassifier(HiddenSigmoid, random_state=0, lr=0.1).fit(X, y).score(X, y) > 0.9
     with pytest.raises(ValueError, match="module gives probabilities"):
         NetClassifier(nn.Sequential(HiddenSigmoid(6, 2), nn.Sigmoid())).fit(X, y)
+    with pytest.raises(ValueError, match="module gives probabilities"):
+        NetClassifier(CalledSigmoid).fit(X, y)
     net = HiddenSigmoid(6, 1)
     with torch.no_grad():
         net.output.weight.mul_(10)

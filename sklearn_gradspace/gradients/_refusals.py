@@ -12,6 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ._forward import ForwardPass, hooked, leaves
 from ._outputs import Scalar, cotangents
 
+# Steps of differentiation behind which outputs are the same numbers in another form.
+_RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "ToCopy")
+
 
 def refuse_batch_statistics(module: nn.Module) -> None:
     """Refuse layers whose output or gradient is a matter of the batch, also in evaluation mode."""
@@ -42,9 +45,16 @@ def refuse_probabilities(module: nn.Module, outputs: Tensor, scalar: Scalar) -> 
 
 
 def ends_with_sigmoid(module: nn.Module, outputs: Tensor) -> bool:
-    """Return whether a Sigmoid is a module's last layer, and its outputs are such as a Sigmoid returns."""
+    """Return whether a module's outputs come from a sigmoid: a call, or its last layer.
+
+    A call is seen in outputs that can be differentiated; others must be such as a sigmoid returns.
+    """
+    step = outputs.grad_fn
+    while type(step).__name__.startswith(_RESHAPES):
+        step = step.next_functions[0][0]  # type: ignore[union-attr]
     *_, last = module.modules()  # the last that was defined: a gate may be, in front of the logits
-    return isinstance(last, nn.Sigmoid) and bool(outputs.min() >= 0 and outputs.max() <= 1)
+    of_last_layer = isinstance(last, nn.Sigmoid) and bool(outputs.min() >= 0 and outputs.max() <= 1)
+    return type(step).__name__.startswith("Sigmoid") or of_last_layer
 
 
 @torch.no_grad()

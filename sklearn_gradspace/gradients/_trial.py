@@ -33,10 +33,10 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     engine.channels_last = False
     outputs = _first_outputs(engine, X)
     engine.channels_last = _may_be_channels_last(engine, X, outputs)
-    refuse_probabilities(engine.module, outputs, engine.scalar)
     engine.n_labels = cotangents(engine.scalar, outputs).shape[1]
     labels = torch.arange(len(X), device=engine.device) % engine.n_labels
     forward = precise_forward(engine, X, labels)
+    refuse_probabilities(engine.module, forward.outputs, engine.scalar)
     refuse_mixing(forward, engine.scalar)
     engine.rules = choose_rules(forward, [block.name for block in engine.blocks])
     by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}

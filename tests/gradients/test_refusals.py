@@ -39,6 +39,7 @@ def test_output_that_is_no_table_of_logits(change, message):
 PROBABILITIES = {
     "softmax": (nn.Softmax(1), r"its rows sum to one.*log|its rows sum to one.*leave the softmax out"),
     "sigmoid of one logit": (nn.Sequential(nn.Linear(3, 1).double(), nn.Sigmoid()), "it ends with a Sigmoid"),
+    "call of sigmoid": (nn.Sequential(nn.Linear(3, 1).double(), Apply(lambda z: z.sigmoid()[:, 0])), "it ends with a"),
 }
 
 
