@@ -1,6 +1,6 @@
 """Temperature scaling: one number that fits probabilities to held-out rows (Guo et al., arXiv:1706.04599).
 
-Logits of rows and the rows' classes enter; what to divide logits by leaves.
+Logits of rows and the rows' classes enter; what to divide logits by leaves, and how well that does.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ _BOUNDS = 0.1, 100.0  # where all held-out rows are right, less is always better
 
 def fit_temperature(
     logits: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, bounds: tuple[float, float] = _BOUNDS
-) -> float:
-    """Return the temperature T > 0 that minimizes the cross-entropy of ``logits / T``.
+) -> tuple[float, float]:
+    """Return the temperature T > 0 that minimizes the cross-entropy of ``logits / T``, and that cross-entropy.
 
     Parameters
     ----------
@@ -32,4 +32,5 @@ def fit_temperature(
         return -np.average(log_proba[np.arange(len(y)), y], weights=weight)
 
     # Convex in 1 / T: there is one minimum.
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(bounds), method="bounded", options={"xatol": 1e-8}).x))
+    found = minimize_scalar(loss, bounds=np.log(bounds), method="bounded", options={"xatol": 1e-8})
+    return float(np.exp(found.x)), float(found.fun)

@@ -406,9 +406,9 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
     def _check_labels(self, y, n_labels: int) -> None:
         if y is None or self.scalar not in ("cross_entropy", "log_probability"):
             return
+        labels = distinct(y, "y")
         if type_of_target(y) not in ("binary", "multiclass"):
             return
-        labels = distinct(y, "y")
         known = trained_classes(self.net, n_labels)
         unknown = np.setdiff1d(labels, known) if known is not None else labels[n_labels:]
         if len(unknown):

@@ -5,6 +5,7 @@ Samples that a net takes enter; kernel values with other samples leave, or Nystr
 
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from numbers import Integral
 
 import numpy as np
@@ -175,7 +176,7 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         whose inner products approximate the kernel. By default features are kernel values with all rows of `fit`.
     products : {"bfloat16"}, optional
         "bfloat16" rounds gradients to 8 bits before inner products, which are summed in single precision: what is held
-        of them takes half the memory. The relative error of kernel values is about 0.001 times `degree`.
+        of them takes half the memory. The error of kernel values, beside 1, is about 0.001 times `degree`.
     device : str or device, optional
         Where to compute; by default where the net is.
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
@@ -301,6 +302,12 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         X = self._validated(X)
         if self.normalization_ is None:
             return gram_matrix(self.gram_, X, self.landmarks_).cpu().numpy()
+        shape = len(X), len(self.landmarks_)
+        require_memory(
+            prod(shape) * self.normalization_.itemsize,
+            f"a matrix of features of shape {shape}",
+            "Transform fewer rows.",
+        )
         normalization = torch.from_numpy(self.normalization_).to(self.gram_.engine.device)
         return self.gram_.dot(X, self.landmarks_, normalization).cpu().numpy()
 
@@ -365,6 +372,8 @@ def gram_matrix(gram: GradientGram, X: np.ndarray | GradientTile, Y: np.ndarray 
 
 def inverse_square_root(gram: torch.Tensor) -> torch.Tensor:
     """Return ``gram^(-1/2)``, where eigenvalues within the usual rounding error count as that large."""
+    what = f"the inverse root of a kernel matrix of shape {tuple(gram.shape)}"  # four such matrices in double precision
+    require_memory(32 * gram.numel(), what, "Use fewer landmarks: a smaller n_components.", gram.device)
     values, vectors = torch.linalg.eigh(gram.double())
     smallest = values[-1].clamp(min=torch.finfo(gram.dtype).tiny) * len(gram) ** 0.5 * torch.finfo(gram.dtype).eps
     return (vectors / values.clamp(min=smallest).sqrt() @ vectors.T).to(gram.dtype)

@@ -20,7 +20,10 @@ from ._net_labels import output_labels
 from ._parameter_checks import check_flags
 from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities, refuse_probabilities
 
+Solver = Callable[[float], tuple[Tensor, Tensor]]  # from a penalty to coefficients and leave-one-out residuals
+
 _SMALLEST_WEIGHT = 1e-30  # single precision holds its root, and the inverse
+_ROWS = 2**11  # of features that are in double precision at a time
 _TEMPERATURES = 0.02, 10.0  # scores are near 0 and 1: at 0.02 the larger has all of the probability
 
 
@@ -35,8 +38,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     net, degree, normalize, layers, scalar, n_directions, net_output, views, projection
         The kernel, as of :class:`GradientKernel`.
     alphas : sequence of float, default=(0.01, 0.03, 0.1, 0.3, 1.0)
-        Penalties to choose from, beside kernel values of 1 for a row with itself, by the squared error of leave-one-out
-        predictions. Each costs ``2 n³ / 3`` operations for n rows, and no more memory.
+        Penalties to choose from, beside kernel values of 1 for a row with itself, by the cross-entropy of leave-one-out
+        probabilities. Each costs ``2 n³ / 3`` operations for n rows, and no more memory.
     base_output : bool, default=True
         Whether to begin at the base net's probabilities or at the frequencies of the classes.
     classes : array-like of shape (n_classes,), optional
@@ -57,9 +60,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         Class labels, in sorted order.
     alpha_ : float
         The penalty chosen.
-    loo_errors_ : ndarray of shape (n_alphas,)
-        Mean squared error, weighted, of leave-one-out predictions for each penalty; NaN where the matrix was not
-        positive definite to rounding.
+    loo_losses_ : ndarray of shape (n_alphas,)
+        Cross-entropy, weighted, of leave-one-out probabilities for each penalty, with a temperature of its own; NaN
+        where the matrix was not positive definite to rounding.
     loo_score_ : float
         Accuracy, weighted, of the leave-one-out predictions with the penalty chosen.
     loo_decision_function_ : ndarray of shape (n_samples, n_classes)
@@ -173,6 +176,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         check_flags(self, "base_output")
         check_class_weight(self)
         y = checked_labels(y)
+        if not len(y):
+            raise ValueError("Found array with 0 sample(s) in y while a minimum of 2 is required.")
         repetitions = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
         weight = self._row_weights(y, repetitions)
         plain = sample_weight is None and self.class_weight is None
@@ -231,68 +236,64 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         start = self._start(X)
         roots = torch.from_numpy(np.sqrt(weight))[:, None].to(start)  # a row of weight w counts as √w of itself
         targets = torch.eye(len(self.classes_)).to(start)[torch.from_numpy(codes)] - start
-        fit = self._fit_exactly if self.n_components is None else self._fit_landmarks
-        residuals = fit(X, roots, roots * targets, torch.from_numpy(share).to(start), alphas) / roots
-        self.loo_errors_ /= weight.mean()
-        scores = (start + targets - residuals).cpu().numpy()
-        self.loo_score_ = float(np.average(scores.argmax(1) == codes, weights=weight))
-        self.temperature_ = fit_temperature(scores, codes, weight, _TEMPERATURES)
-        return scores
-
-    def _fit_exactly(self, X: np.ndarray, roots: Tensor, targets: Tensor, share: Tensor, alphas: np.ndarray) -> Tensor:
-        """Set the dual coefficients, and return the leave-one-out residuals; rows of targets are scaled by `roots`."""
-        self.landmarks_, self._held = X, self.gram_.held(X)
-        ridge = KernelRidge(gram_matrix(self.gram_, self._held).mul_(roots).mul_(roots.T))
-
-        def solve(alpha: float) -> tuple[Tensor, Tensor]:
-            with self.gram_.engine.computing(exact=True):
-                return ridge.solve(alpha, targets, share)
-
-        coefficients, residuals = self._best(solve, alphas)
-        self.dual_coef_ = (roots * coefficients).cpu().numpy()
-        return residuals
-
-    def _fit_landmarks(
-        self, X: np.ndarray, roots: Tensor, targets: Tensor, share: Tensor, alphas: np.ndarray
-    ) -> Tensor:
-        """Do the same on Nyström features, in double precision and along their principal axes."""
-        self.landmarks_ = self._landmarks(X)
-        self._held = self.gram_.held(self.landmarks_)
-        whitening = inverse_square_root(gram_matrix(self.gram_, self._held))
-        features = (roots * self.gram_.dot(X, self._held, whitening)).double()
-        variances, axes = torch.linalg.eigh(features.T @ features)
-        features, targets = features @ axes, targets.double()
-        products = features.T @ targets
-
-        def solve(alpha: float) -> tuple[Tensor, Tensor]:
-            inverse = 1 / (variances + alpha)
-            coefficients, leverages = inverse[:, None] * products, features.square() @ inverse
-            return coefficients, (targets - features @ coefficients) / (1 - share * leverages)[:, None]
-
-        coefficients, residuals = self._best(solve, alphas)
-        self.dual_coef_ = (whitening @ (axes @ coefficients).to(whitening)).cpu().numpy()
-        return residuals.to(roots)
-
-    def _best(self, solve: Callable[[float], tuple[Tensor, Tensor]], alphas: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Choose the penalty whose leave-one-out residuals are the smallest, and return what solves with it."""
-        errors, best = [], None
+        make = self._exact_solver if self.n_components is None else self._landmarks_solver
+        solve = make(X, roots, roots * targets, torch.from_numpy(share).to(start))
+        losses, best = [], None
         for alpha in alphas.tolist():
             try:
                 coefficients, residuals = solve(alpha)
             except NotPositiveDefiniteError:
-                errors.append(np.nan)
+                losses.append(np.nan)
                 continue
-            errors.append(residuals.square().mean().item())
-            if np.isfinite(errors[-1]) and (best is None or errors[-1] < best[0]):
-                best = errors[-1], alpha, coefficients, residuals
+            scores = (start + targets - residuals.to(roots) / roots).cpu().numpy()
+            temperature, loss = fit_temperature(scores, codes, weight, _TEMPERATURES)
+            losses.append(loss)
+            if np.isfinite(loss) and (best is None or loss < best[0]):
+                best = loss, alpha, temperature, coefficients, scores
         if best is None:
             raise ValueError(
                 f"the kernel matrix is not positive definite to rounding with any of alphas={self.alphas}: add a "
                 "larger one, or compute with dtype='float64'."
             )
-        self.loo_errors_ = np.array(errors)
-        _, self.alpha_, coefficients, residuals = best
-        return coefficients, residuals
+        self.loo_losses_ = np.array(losses)
+        _, self.alpha_, self.temperature_, coefficients, scores = best
+        self.dual_coef_ = coefficients.cpu().numpy()
+        self.loo_score_ = float(np.average(scores.argmax(1) == codes, weights=weight))
+        return scores
+
+    def _exact_solver(self, X: np.ndarray, roots: Tensor, targets: Tensor, share: Tensor) -> Solver:
+        """Return what solves for a penalty; rows of targets are scaled by `roots`."""
+        self.landmarks_, self._held = X, self.gram_.held(X)
+        ridge = KernelRidge(gram_matrix(self.gram_, self._held).mul_(roots).mul_(roots.T))
+
+        def solve(alpha: float) -> tuple[Tensor, Tensor]:
+            with self.gram_.engine.computing(exact=True):
+                coefficients, residuals = ridge.solve(alpha, targets, share)
+            return roots * coefficients, residuals
+
+        return solve
+
+    def _landmarks_solver(self, X: np.ndarray, roots: Tensor, targets: Tensor, share: Tensor) -> Solver:
+        """Return what does so on Nyström features, along their principal axes and in double precision part by part."""
+        self.landmarks_ = self._landmarks(X)
+        self._held = self.gram_.held(self.landmarks_)
+        whitening = inverse_square_root(gram_matrix(self.gram_, self._held))
+        parts = self.gram_.dot(X, self._held, whitening).mul_(roots).split(_ROWS)
+        variances, axes = torch.linalg.eigh(sum(part.T @ part for part in map(Tensor.double, parts)))
+        for part in parts:
+            part.copy_(part.double() @ axes)
+        targets = targets.double()
+        products = sum(part.double().T @ of_part for part, of_part in zip(parts, targets.split(_ROWS)))
+
+        def solve(alpha: float) -> tuple[Tensor, Tensor]:
+            inverse = 1 / (variances + alpha)
+            coefficients = inverse[:, None] * products
+            predictions = torch.cat([part.double() @ coefficients for part in parts])
+            leverages = torch.cat([part.double().square() @ inverse for part in parts])
+            residuals = (targets - predictions) / (1 - share * leverages)[:, None]
+            return whitening @ (axes @ coefficients).to(whitening), residuals
+
+        return solve
 
     def _start(self, X: np.ndarray) -> Tensor:
         """Return the scores of shape (n, n_classes) that the regression is added to."""

@@ -3,6 +3,7 @@
 Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from numbers import Integral
@@ -22,6 +23,7 @@ from .gradients import GradientArray, GradientMemmap, two_logits
 from .modules import GradNet
 
 _AUTO_LR = 0.05
+_ROWS_OF_ORDER = 1000  # on which the base net's own predictions are looked at
 
 
 class GradNetClassifier(HeldOutMixin, NetClassifier):
@@ -37,7 +39,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
     structure : {"layer", "adjacent", "full"} or list of lists of str, default="layer"
         Which layers' gradients a hidden unit sees: one layer's, those of two consecutive layers, or all; or the names
         of each group's layers.
-    activation : {"relu", "square", "tanh", "identity"} or callable, default="relu"
+    activation : {"relu", "square", "tanh", "identity"} or function, default="relu"
         "square" makes the separator literally quadratic.
     views : {"random", "all"} or int, default="random"
         How many views a row shows at each visit in training: one, drawn at random, as the authors do; all, so that
@@ -45,7 +47,8 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         ``batch_size * views * n_params`` numbers.
     base_logits : bool, default=False
         Whether the base net's own logits are added to the output, and GradNet's output layer begins at zero: fitting
-        then begins at the base net's predictions. It needs lazy features, and a class for each output of the base net.
+        then begins at the base net's predictions. It needs lazy features, and a class for each output of the base net,
+        in the order of `classes`, or else in sorted order.
     regularization : float, default=0.0
         Weight λ of the penalty ``λ (l1_ratio ‖w‖₁ + (1 - l1_ratio)/2 ‖w‖²)`` on all weights, biases apart.
     l1_ratio : float, default=0.0
@@ -124,6 +127,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
 
     _allow_nd = False
     _of_module = ("hidden_sizes", "structure", "activation", "dropout")
+    _base_order = None  # of the base net's outputs, where it is not that of the classes
 
     def __init__(
         self,
@@ -197,14 +201,30 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             raise ValueError(
                 f"views={self.views!r} is neither 'random', 'all' nor a number from 1 to the {self.n_labels_} labels."
             )
-        if self.base_logits:
-            n_outputs = two_logits(X[:1].outputs()).shape[1]
-            if n_outputs != len(self._labels):
-                raise ValueError(
-                    f"base_logits=True adds the base net's {n_outputs} logits to those of {len(self._labels)} classes: "
-                    "name all by classes=[...], if their sorted order is that of its outputs, or use base_logits=False."
-                )
+        if self.base_logits and (reset or "_base_order" not in vars(self)):
+            self._learn_base_order(X, y, self.classes if classes is None else classes)
         return X, y
+
+    def _learn_base_order(self, X: GradientArray, y: np.ndarray, classes) -> None:
+        """Learn which of the base net's outputs is which class, and look whether some rows agree."""
+        rows = np.linspace(0, len(X) - 1, min(len(X), _ROWS_OF_ORDER), dtype=int)
+        logits, n_classes = two_logits(X[rows].outputs()), len(self._labels)
+        ordered = self._labels if classes is None else classes
+        if not len(ordered) == logits.shape[1] == n_classes:
+            raise ValueError(
+                f"base_logits=True adds the base net's {logits.shape[1]} logits to those of {n_classes} classes: name "
+                "all by classes=[...], in the order of its outputs, or use base_logits=False."
+            )
+        order = np.argsort(ordered)
+        self._base_order = None if (order == np.arange(n_classes)).all() else order
+        right = (logits[:, order].argmax(1).cpu().numpy() == y[rows]).mean()
+        if right < 1 / n_classes - 3 * (1 / n_classes * (1 - 1 / n_classes) / len(rows)) ** 0.5:
+            warnings.warn(
+                f"the base net's outputs, taken for {np.asarray(ordered)[:10].tolist()}, are right on {right:.0%} of "
+                "the rows, less than a guess: if their order is another one, pass classes=[...] in that order.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _check_training_parameters(self) -> None:
         super()._check_training_parameters()
@@ -219,6 +239,8 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         given = X
         if isinstance(X, GradientArray):
             validate_data(self, X, reset=reset, skip_check_array=True)
+            if not len(X):
+                raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
             if reset:
                 self._set_dtype(X.dtype)
         elif is_skorchs_own(X):
@@ -247,6 +269,9 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         if _knows_columns(X):
             if self.n_labels not in (None, X.n_labels):
                 raise ValueError(f"n_labels={self.n_labels}, but X is an array of {X.n_labels} candidate labels.")
+            sizes = [block.size for block in X.blocks]
+            if self.blocks is not None and sizes != [b.size for b in blocks_of_sizes(self.blocks, sum(sizes))]:
+                raise ValueError(f"blocks={self.blocks!r}, but X is an array of blocks of {sizes} features.")
             self.n_labels_, self.blocks_ = X.n_labels, X.blocks
             return
         n_labels = 1 if self.n_labels is None else self.n_labels
@@ -262,7 +287,9 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             raise ValueError("criterion=NLLLoss takes probabilities, but GradNet returns logits: use CrossEntropyLoss.")
         groups = group_columns(self.blocks_, self.structure)
         sizes = [self.hidden_sizes] * len(groups) if isinstance(self.hidden_sizes, Integral) else self.hidden_sizes
-        known = isinstance(sizes, Sequence) and all(isinstance(size, Integral) and size > 0 for size in sizes)
+        known = isinstance(sizes, Sequence | np.ndarray) and all(
+            isinstance(size, Integral) and size > 0 for size in sizes
+        )
         if not known or len(sizes) != len(groups):
             raise ValueError(
                 f"hidden_sizes={self.hidden_sizes!r} must be a positive integer or one for each of the {len(groups)} "
@@ -271,7 +298,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         return {
             "groups": groups,
             "n_classes": len(self._labels),
-            "hidden_sizes": list(sizes),
+            "hidden_sizes": [int(size) for size in sizes],
             "activation": self.activation,
             "dropout": self.dropout,
             "zero_output": self.base_logits,
@@ -296,6 +323,8 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         """
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         if kwargs["lr"] == "auto":
+            if issubclass(self.optimizer, torch.optim.LBFGS):
+                raise ValueError("lr='auto' is a rate for each layer, which LBFGS does not have: set lr to a number.")
             fan_ins = {p: layer.in_features for layer in self.module_.modules() for p in _linear_parameters(layer)}
             groups = [
                 {**group, "params": [p], "lr": group.get("lr", _AUTO_LR / fan_ins.get(p, 1) ** 0.5)}
@@ -349,7 +378,10 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             labels = self._drawn_labels(len(x))
         outputs = torch.cat(list(self._outputs(x, labels, fit_params)))
         logits = outputs.unflatten(0, (len(x), -1)).mean(1)
-        return logits + two_logits(x.outputs()).to(logits) if self.base_logits else logits
+        if not self.base_logits:
+            return logits
+        base = two_logits(x.outputs()).to(logits)
+        return logits + (base if self._base_order is None else base[:, self._base_order])
 
     def _outputs(self, x, labels: Tensor | None, fit_params: dict) -> Iterable[Tensor]:
         """Yield GradNet's outputs of shape (part * v, n_classes) for consecutive rows."""

@@ -111,7 +111,7 @@ class HeldOutMixin:
             logits.append(self.evaluation_step(batch).cpu().numpy())
             y.append(np.asarray(batch[1]))
             weight.append(batch[0].weight if isinstance(batch[0], WeightedRows) else np.ones(len(y[-1])))
-        return fit_temperature(np.concatenate(logits), np.concatenate(y), np.concatenate(weight))
+        return fit_temperature(np.concatenate(logits), np.concatenate(y), np.concatenate(weight))[0]
 
     def _get_predict_nonlinearity(self):
         nonlinearity, temperature = super()._get_predict_nonlinearity(), getattr(self, "temperature_", 1.0)

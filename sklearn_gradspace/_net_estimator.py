@@ -325,7 +325,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             weight = weight * self._weights_by_class(y)
         rows = np.flatnonzero(weight)
         if not len(rows):
-            raise ValueError("sample_weight: all weights are zero, so that nothing is left to fit.")
+            raise ValueError("sample_weight and class_weight: all weights are zero, so that nothing is left to fit.")
         weight = weight[rows]
         return WeightedRows(X[rows], (weight / weight.mean()).astype(self._numpy_dtype)), y[rows]
 

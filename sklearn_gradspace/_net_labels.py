@@ -46,6 +46,13 @@ def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None)
         return np.asarray(known)
     found = np.arange(0) if y is None else distinct(y, "y")
     if len(found) != n_labels:
+        if len(found) and set(found.tolist()) <= set(range(1, n_labels)):
+            warnings.warn(
+                f"net has {n_labels} labels, and of y {found[:10].tolist()}: they are taken for numbers of its "
+                "outputs, counted from 0. If they are not, pass classes=[...], the labels in the order of the outputs.",
+                UserWarning,
+                stacklevel=3,
+            )
         return np.arange(n_labels)
     if trained_module(net) is not None and not all(isinstance(label, Number) for label in found.tolist()):
         warnings.warn(

@@ -57,6 +57,11 @@ class SklearnNetMixin:
         for name in ("history_", "initialized_", "virtual_params_"):
             vars(self).pop(name, None)
 
+    def _check_settable_attr(self, name: str, attr) -> None:
+        if self.init_context_ is None and isinstance(attr, nn.Module):
+            raise TypeError(f"{name}={attr} is a module: pass a function or a class that does the same.")
+        super()._check_settable_attr(name, attr)
+
     def _get_param_names(self) -> list[str]:
         # skorch counts its private attributes as parameters.
         return [name for name in vars(self) if not (name.startswith("_") or name.endswith("_"))]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
 
+import numpy as np
+
 from .gradients import Block
 
 
@@ -52,7 +54,7 @@ def blocks_of_sizes(blocks: Sequence[int | Block] | None, n_features: int) -> tu
     """Return blocks for features of a plain array, from their sizes; one block where none are given."""
     if blocks is None:
         return (Block("features", (n_features,), 0),)
-    sizes = isinstance(blocks, Sequence) and all(
+    sizes = isinstance(blocks, Sequence | np.ndarray) and all(
         isinstance(block, Block) or (isinstance(block, Integral) and block > 0) for block in blocks
     )
     if not sizes:

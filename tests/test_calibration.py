@@ -17,15 +17,16 @@ def test_no_other_temperature_is_better(weight):
         return -np.average(log_softmax(LOGITS / temperature, axis=1)[np.arange(50), Y], weights=weight)
 
     grid = np.geomspace(0.2, 50, 2000)
-    found = fit_temperature(LOGITS, Y, weight)
-    assert loss(found) <= min(map(loss, grid))
+    found, least = fit_temperature(LOGITS, Y, weight)
+    assert loss(found) == pytest.approx(least)
+    assert least <= min(map(loss, grid))
     assert found == pytest.approx(grid[np.argmin(list(map(loss, grid)))], rel=1e-2)
 
 
 def test_it_is_as_large_as_the_logits():
-    found = fit_temperature(LOGITS, Y)
-    assert fit_temperature(3 * LOGITS, Y) == pytest.approx(3 * found, rel=1e-5)
-    assert fit_temperature(LOGITS.astype(np.float32), Y) == pytest.approx(found, rel=1e-5)
+    found, least = fit_temperature(LOGITS, Y)
+    assert fit_temperature(3 * LOGITS, Y) == pytest.approx((3 * found, least), rel=1e-5)
+    assert fit_temperature(LOGITS.astype(np.float32), Y) == pytest.approx((found, least), rel=1e-5)
 
 
 def test_weights_of_whole_numbers_are_repetitions():
@@ -35,5 +36,5 @@ def test_weights_of_whole_numbers_are_repetitions():
 
 
 def test_it_is_bounded_where_all_rows_are_right_or_wrong():
-    assert 0.09 < fit_temperature(LOGITS, LOGITS.argmax(1)) < 0.2
-    assert 50 < fit_temperature(LOGITS, LOGITS.argmin(1)) < 101
+    assert 0.09 < fit_temperature(LOGITS, LOGITS.argmax(1))[0] < 0.2
+    assert 50 < fit_temperature(LOGITS, LOGITS.argmin(1))[0] < 101

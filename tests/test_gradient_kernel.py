@@ -282,6 +282,23 @@ def test_a_matrix_that_does_not_fit_says_how_many_rows_would(net, X, monkeypatch
     assert kernel.transform(X[:8]).shape == (8, 12)
 
 
+def test_landmarks_that_do_not_fit(net, X, monkeypatch):
+    kernel = GradientKernel(net, n_components=5).fit(X)
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 8 * 50)
+    with pytest.raises(MemoryError, match=r"a matrix of features of shape \(12, 5\) .*Transform fewer rows"):
+        kernel.transform(X)
+    with pytest.raises(MemoryError, match=r"the inverse root of a kernel matrix of shape \(5, 5\) .*a smaller n_comp"):
+        kernel.fit(X)
+
+
+@pytest.mark.parametrize("n_components", [None, 5])
+def test_in_inference_mode(net, X, n_components):
+    expected = GradientKernel(net, n_components=n_components, random_state=0).fit_transform(X)
+    with torch.inference_mode():
+        found = GradientKernel(net, n_components=n_components, random_state=0).fit_transform(X)
+    assert np.array_equal(found, expected)
+
+
 def test_products_that_overflow_are_refused(X):
     net = make_net()
     with torch.no_grad():

@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, LeaveOneOut, cross_val_predict, learning_curve, train_test_split
 from torch import nn
 
-from sklearn_gradspace import GradientKernel, GradientKernelClassifier
+from sklearn_gradspace import GradientKernel, GradientKernelClassifier, _gradient_kernel_classifier
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import _memory
 from sklearn_gradspace.modules import MLP
@@ -56,6 +56,20 @@ def slow(net, X, y, new, alpha, base_output=True, **options):
     return new_start + cross @ np.linalg.solve(kernel + alpha * np.eye(len(X)), targets - start), left_out
 
 
+def loss_at_best_temperature(scores, y, weight=None):
+    """Return the least cross-entropy of scores over a number, by brute force."""
+
+    def loss(temperatures):
+        log_proba = [np.log(softmax(scores / t, axis=1))[np.arange(len(y)), y] for t in temperatures]
+        return np.array([-np.average(of_t, weights=weight) for of_t in log_proba])
+
+    around = grid = np.geomspace(0.02, 10, 200)
+    for _ in range(6):
+        i = np.clip(loss(around).argmin(), 1, len(around) - 2)
+        around = np.geomspace(around[i - 1], around[i + 1], len(grid))
+    return loss(around).min()
+
+
 @pytest.mark.parametrize("base_output", [True, False])
 @pytest.mark.parametrize("options", [{}, {"degree": 1, "normalize": False}, {"degree": 3, "normalize": "layer"}])
 @pytest.mark.parametrize("n_classes", [3, 2, 1])
@@ -65,11 +79,10 @@ def test_equals_the_slow_closed_form(data, base_output, options, n_classes, devi
     model = GradientKernelClassifier(net, alphas=ALPHAS, base_output=base_output, device=device, **options)
     model.fit(X[:20], y[:20])
     results = [slow(net, X[:20], y[:20], X[20:], alpha, base_output, **options) for alpha in ALPHAS]
-    targets = np.eye(y.max() + 1)[y[:20]]
-    errors = [np.square(left_out - targets).mean() for _, left_out in results]
-    assert_close(model.loo_errors_, errors, 1e-8)
-    assert model.alpha_ == ALPHAS[np.argmin(errors)]
-    scores, left_out = results[np.argmin(errors)]
+    losses = [loss_at_best_temperature(left_out, y[:20]) for _, left_out in results]
+    assert_close(model.loo_losses_, losses, 1e-7)
+    assert model.alpha_ == ALPHAS[np.argmin(losses)]
+    scores, left_out = results[np.argmin(losses)]
     assert model.loo_score_ == np.mean(left_out.argmax(1) == y[:20])
     decisions = model.decision_function(X[20:])
     assert_close(decisions, scores if n_classes > 2 else scores[:, 1] - scores[:, 0], 1e-7)
@@ -92,19 +105,47 @@ def test_landmarks_are_ridge_regression_on_nystrom_features(net, data, base_outp
     )
     ridges = [Ridge(alpha, fit_intercept=False) for alpha in ALPHAS]
     left_out = [start + cross_val_predict(ridge, features, targets - start, cv=LeaveOneOut()) for ridge in ridges]
-    errors = [np.square(scores - targets).mean() for scores in left_out]
-    assert_close(model.loo_errors_, errors, 1e-7)
-    best = int(np.argmin(errors))
+    losses = [loss_at_best_temperature(scores, y[:20]) for scores in left_out]
+    assert_close(model.loo_losses_, losses, 1e-7)
+    best = int(np.argmin(losses))
     assert model.alpha_ == ALPHAS[best]
     assert model.loo_score_ == np.mean(left_out[best].argmax(1) == y[:20])
     assert_close(model.decision_function(X[20:]), new_start + ridges[best].fit(features, targets - start).predict(new))
+
+
+@pytest.mark.parametrize("options", [{}, {"n_components": 8}, {"n_directions": 2, "projection": 16}])
+def test_in_inference_mode(net, data, options):
+    X, y = data
+    expected = GradientKernelClassifier(net, random_state=0, **options).fit(X, y).decision_function(X)
+    with torch.inference_mode():
+        model = GradientKernelClassifier(net, random_state=0, **options).fit(X, y)
+        assert np.array_equal(model.decision_function(X), expected)
+
+
+def test_features_of_landmarks_are_of_some_rows_at_a_time(net, data, monkeypatch):
+    X, y = data
+    whole = GradientKernelClassifier(net, n_components=8, random_state=0).fit(X, y)
+    monkeypatch.setattr(_gradient_kernel_classifier, "_ROWS", 7)
+    parts = GradientKernelClassifier(net, n_components=8, random_state=0).fit(X, y)
+    assert_close(parts.loo_losses_, whole.loo_losses_)
+    assert_close(parts.decision_function(X), whole.decision_function(X))
+
+
+def test_labels_without_0_of_some_classes_are_numbers_of_outputs(net, data):
+    X, y = data
+    with pytest.warns(
+        UserWarning, match=r"net has 3 labels, and of y \[1, 2\]: they are taken for numbers of its outputs"
+    ):
+        assert np.array_equal(GradientKernelClassifier(net).fit(X[y > 0], y[y > 0]).classes_, [0, 1, 2])
+    named = GradientKernelClassifier(net, classes=[1, 2, 3]).fit(X[y > 0], y[y > 0])
+    assert np.array_equal(named.classes_, [1, 2, 3])
 
 
 def test_all_rows_as_landmarks_are_the_exact_separator(net, data):
     X, y = data
     exact, landmarks = (GradientKernelClassifier(net, n_components=n).fit(X, y) for n in (None, 100))
     assert exact.alpha_ == landmarks.alpha_ and exact.loo_score_ == landmarks.loo_score_
-    assert_close(landmarks.loo_errors_, exact.loo_errors_, 1e-6)
+    assert_close(landmarks.loo_losses_, exact.loo_losses_, 1e-6)
     assert_close(landmarks.decision_function(X + 0.1), exact.decision_function(X + 0.1), 1e-6)
     assert abs(landmarks.temperature_ / exact.temperature_ - 1) < 1e-4
 
@@ -229,18 +270,19 @@ def test_weights_in_leave_one_out(net, data, n_components):
     X, y = data
     weight = np.random.default_rng(1).choice([0, 0.3, 1, 2.5], len(X))
     model = GradientKernelClassifier(net, alphas=ALPHAS, n_components=n_components).fit(X, y, sample_weight=weight)
-    counted, errors, all_scores = np.flatnonzero(weight), [], []
+    counted, left_out_by_alpha, all_scores = np.flatnonzero(weight), [], []
     for alpha in ALPHAS:
         scores = weighted(make_net(), X, y, weight, alpha, counted)
         all_scores.append(scores.copy())
         for row in counted:
             without = weight - np.minimum(weight, 1) * (np.arange(len(X)) == row)  # one of the rows that it stands for
             scores[row] = weighted(make_net(), X, y, without, alpha, np.flatnonzero(without))[row]
-        errors.append((scores, np.average(np.square(scores - np.eye(3)[y]).mean(1), weights=weight)))
-    best = int(np.argmin([error for _, error in errors]))
-    assert_close(model.loo_errors_, [error for _, error in errors], 1e-6)
+        left_out_by_alpha.append(scores)
+    losses = [loss_at_best_temperature(scores, y, weight) for scores in left_out_by_alpha]
+    best = int(np.argmin(losses))
+    assert_close(model.loo_losses_, losses, 1e-6)
     assert model.alpha_ == ALPHAS[best]
-    left_out = errors[best][0]
+    left_out = left_out_by_alpha[best]
     assert_close(model.loo_decision_function_, left_out, 1e-6)
     assert_close(model.decision_function(X), all_scores[best], 1e-6)
     assert model.loo_score_ == pytest.approx(np.average(left_out.argmax(1) == y, weights=weight))
@@ -260,7 +302,7 @@ def test_weights_are_repetitions_and_weight_0_leaves_a_row_out(net, data, option
     by_weight = clone(model).fit(X, y, sample_weight=weight)
     repeated = clone(model).fit(np.repeat(X, weight, 0), np.repeat(y, weight))
     assert by_weight.alpha_ == repeated.alpha_
-    assert_close(by_weight.loo_errors_, repeated.loo_errors_, 1e-8)
+    assert_close(by_weight.loo_losses_, repeated.loo_losses_, 1e-8)
     assert_close(by_weight.predict_proba(X), repeated.predict_proba(X), 1e-6)
     assert_close(np.repeat(by_weight.loo_decision_function_, weight, 0), repeated.loo_decision_function_, 1e-8)
     kept, part = weight > 0, {"n_components": None}
@@ -340,7 +382,7 @@ def test_a_matrix_that_does_not_fit_says_how_many_rows_would(net, data, monkeypa
 def test_penalties_below_rounding(net, data):
     X, y = (np.repeat(part, 2, 0) for part in data)  # a singular matrix
     model = GradientKernelClassifier(net, degree=1, dtype="float32", alphas=[1e-12, 0.1, 1e-13]).fit(X, y)
-    assert np.array_equal(np.isnan(model.loo_errors_), [True, False, True]) and model.alpha_ == 0.1
+    assert np.array_equal(np.isnan(model.loo_losses_), [True, False, True]) and model.alpha_ == 0.1
     alone = GradientKernelClassifier(net, degree=1, dtype="float32", alphas=[0.1]).fit(X, y)
     assert_close(model.decision_function(X), alone.decision_function(X), 1e-6)
     with pytest.raises(ValueError, match=r"not positive definite .*alphas=\[1e-12\]: add a larger one, or .*float64"):

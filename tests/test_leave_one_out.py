@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import average_precision_score
 from torch import nn
 
@@ -61,8 +61,8 @@ def test_scores_are_of_the_penalty_chosen_and_agree_with_the_other_attributes(ne
     np.testing.assert_allclose(model.loo_decision_function_, alone.loo_decision_function_, atol=1e-9)
     right = model.classes_[model.loo_decision_function_.argmax(1)] == y
     assert model.loo_score_ == right.mean()
-    errors = np.square(model.loo_decision_function_ - (y[:, None] == model.classes_)).mean()
-    assert errors == pytest.approx(model.loo_errors_.min())
+    log_proba = log_softmax(model.loo_decision_function_ / model.temperature_, axis=1)
+    assert -log_proba[y[:, None] == model.classes_].mean() == pytest.approx(model.loo_losses_.min())
 
 
 def test_scores_of_two_classes_and_one_logit():

@@ -214,14 +214,17 @@ class GradientArray:
         Returns
         -------
         results : iterator or None
-            None where the features are more than gradients divided by a number for each block.
+            None where the features are more than gradients divided by a number for each block or, for all labels, for
+            each entry.
         """
-        divisors, engine = self.features.block_divisors, self.features.engine
-        if divisors is None or self.n_labels != engine.n_labels:
-            return None
+        divisors, engine = self.features.divisors, self.features.engine
+        if divisors is None or (labels is not None and isinstance(divisors[0], Tensor)):
+            return None  # for a single view of each row it takes less to divide gradients than weights
 
         def compute(rows: slice) -> Iterator[tuple[int, Result]]:
-            gradients = FactoredGradients(engine, self.X[rows], None if labels is None else labels[rows])
+            X = self.X[rows]
+            of_rows = self.features.engine_labels(X, None if labels is None else labels[rows])
+            gradients = FactoredGradients(engine, X, of_rows)
             yield len(self.X[rows]), apply(FactoredFeatures(gradients, engine.blocks, divisors))
 
         passes = engine.row_limit.passes(len(self), compute, self.features.batch_size, engine.needed)

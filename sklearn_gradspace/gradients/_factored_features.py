@@ -1,4 +1,4 @@
-"""Features that are not formed, where they are gradients times a number for each block: their products with weights.
+"""Features that are not formed, where they are quotients of gradients: their products with weights.
 
 Gradients in factored form enter; what enters the hidden units of GradNet leaves.
 """
@@ -12,7 +12,7 @@ from ._factored import FactoredGradients
 
 
 class FactoredFeatures:
-    """Features of shape (n * k, n_params), gradients that are divided by a number for each block.
+    """Features of shape (n * k, n_params), gradients that are divided by a number for each block or entry.
 
     Parameters
     ----------
@@ -20,8 +20,8 @@ class FactoredFeatures:
         Of shape (n, k, n_params).
     blocks : sequence of Block
         The columns of each parameter.
-    divisors : sequence of float or of Tensor of shape ()
-        What the gradients of each block are divided by.
+    divisors : sequence of float or of Tensor of shape (size,)
+        What the gradients of each block are divided by, or each of its entries.
 
     Examples
     --------
@@ -57,6 +57,7 @@ class FactoredFeatures:
         """
         total, chosen = bias, [self._by_start[of_block.start] for of_block in columns]
         for (block, divisor), part in zip(chosen, weight.split([block.size for block, _ in chosen], 1)):
-            product = self._gradients.dot({block.name: block.shaped(part)}) / divisor
-            total = total + product.flatten(0, 1).to(weight)
+            by_entry = isinstance(divisor, Tensor)
+            product = self._gradients.dot({block.name: block.shaped(part / divisor if by_entry else part)})
+            total = total + (product if by_entry else product / divisor).flatten(0, 1).to(weight)
         return total

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._blocks import Block
 from ._engine import GradientEngine
@@ -110,8 +110,11 @@ class GradientFeatures:
         return sum(block.size for block in self.blocks)
 
     @cached_property
-    def block_divisors(self) -> list[float] | None:
-        """What the gradients of each block are divided by, or None where features are more than such quotients."""
+    def divisors(self) -> list[float] | list[Tensor] | None:
+        """What is divided by, or None where features are more than quotients of gradients.
+
+        A number for each block; or, where all are of linear layers, the divisors of each block's entries.
+        """
         scaler, blocks = self.scaler, self.engine.blocks
         if self.percentile != 100 or self.power not in (None, 1) or self.blocks != blocks:
             return None
@@ -119,8 +122,12 @@ class GradientFeatures:
             return [1.0] * len(blocks)
         if type(scaler) is not Scaler or scaler.offset is not None:
             return None
-        ends = [scaler.divisor[block.slice].aminmax() for block in blocks]
-        return [low.item() for low, _ in ends] if all(torch.equal(low, high) for low, high in ends) else None
+        of_blocks = [scaler.divisor[block.slice] for block in blocks]
+        ends = [divisors.aminmax() for divisors in of_blocks]
+        if all(torch.equal(low, high) for low, high in ends):
+            return [low.item() for low, _ in ends]
+        layers = [self.engine.module.get_submodule(block.layer) for block in blocks]
+        return of_blocks if all(isinstance(layer, nn.Linear) for layer in layers) else None
 
     def feature_names(self) -> list[str]:
         """Return the names of a view's columns, such as ``"conv1.weight[0,2,4,4]"``, by plain names of parameters.
@@ -213,13 +220,24 @@ class GradientFeatures:
             Of consecutive rows.
         """
         place = out if self._in_place else None
-        for rows, features in self.engine.parts(
-            X, self._engine_labels(X, labels), place, self.batch_size, self._finish
-        ):
+        for rows, features in self.engine.parts(X, self.engine_labels(X, labels), place, self.batch_size, self._finish):
             yield features if self._in_place or out is None else out[rows].copy_(features)
 
-    def _engine_labels(self, X: np.ndarray, labels: Tensor | None) -> Labels:
-        """Return what the engine calls the views `labels` of the rows `X`."""
+    def engine_labels(self, X: np.ndarray, labels: Tensor | None) -> Labels:
+        """Return what the engine calls views of rows.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+        labels : Tensor of shape (n,), optional
+            The number of one view for each; by default all.
+
+        Returns
+        -------
+        labels : Tensor of shape (n,), "predicted" or None
+            As of a call of the engine.
+        """
         if self.labels == "all":
             return labels
         if labels is not None and (len(labels) != len(X) or torch.as_tensor(labels).any()):

@@ -151,7 +151,8 @@ class GradientGram:
     def __call__(self, X: Rows, Y: Rows | None = None) -> Tensor:
         """Return the kernel of shape (n, m) of rows `X` with rows `Y`, by default with themselves."""
         n, m = len(X), len(X if Y is None else Y)
-        kernel = torch.empty(n, m, dtype=self.engine.feature_dtype, device=self.engine.device)
+        with self.engine.computing():  # what is made in inference mode cannot be written to outside of it
+            kernel = torch.empty(n, m, dtype=self.engine.feature_dtype, device=self.engine.device)
 
         def write(rows: slice, tiles: Tiles) -> None:
             for columns, values in tiles:
@@ -175,7 +176,8 @@ class GradientGram:
         products : Tensor of shape (n, k)
             On the engine's device.
         """
-        products = torch.zeros(len(X), coefficients.shape[1], dtype=coefficients.dtype, device=self.engine.device)
+        with self.engine.computing():
+            products = torch.zeros(len(X), coefficients.shape[1], dtype=coefficients.dtype, device=self.engine.device)
 
         def write(rows: slice, tiles: Tiles) -> None:
             products[rows] = 0

@@ -86,7 +86,8 @@ class ECOptimizer(torch.optim.Optimizer):
     when the optimizer is made.
 
     Weights that are changed from outside, say by ``load_state_dict`` of the net, are where the next step begins; with
-    ``method="path"`` another skeleton is taken then.
+    ``method="path"`` another skeleton is taken then. It does not see what is written in place to their ``.data``, of
+    which torch keeps no count: write to the weights themselves, under ``torch.no_grad``.
 
     A step of ``method="path"`` changes a path value of the skeleton by a factor of two at most, and all steps with one
     skeleton by a factor of four, so that it never passes through zero, where there are no coordinates.
@@ -248,7 +249,7 @@ class ECOptimizer(torch.optim.Optimizer):
         apply_scales(self.graph, scales)
         for name, edges in self.graph.edges.items():
             gradient = self.graph.module.get_parameter(name).grad
-            if gradient is not None:
+            if gradient is not None and (edges.write.any() or edges.read.any()):
                 gradient.div_((scales[edges.write] / scales[edges.read]).to(gradient))
 
     def state_dict(self) -> dict:

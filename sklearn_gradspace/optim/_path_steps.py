@@ -68,7 +68,7 @@ class PathSteps:
         self._group_of = {name: group_of.get(id(parameter), 0) for name, parameter in self._parameters.items()}
         self._n_steps = 0
         self._chart: Chart | None = None
-        self._versions: list[int] | None = None
+        self._versions: list[tuple[int, int]] | None = None
 
     def step(self) -> None:
         """Let the inner optimizer make its step."""
@@ -94,8 +94,9 @@ class PathSteps:
     def _is_far(self) -> bool:
         return bool(((self._ratio > _SAFE_RATIO) | (self._ratio < 1 / _SAFE_RATIO)).any())
 
-    def _seen(self) -> list[int]:
-        return [self._parameters[name]._version for name in self._chart.following]
+    def _seen(self) -> list[tuple[int, int]]:
+        of_chart = [self._parameters[name] for name in self._chart.following]
+        return [(parameter._version, parameter.data_ptr()) for parameter in of_chart]
 
     def __getstate__(self) -> dict:
         return vars(self) | {"_versions": None}  # copies of weights have versions of their own

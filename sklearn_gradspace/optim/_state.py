@@ -23,6 +23,9 @@ _POWERS = {
     "step_size": 1,
 }
 
+# By which argument of the optimizer state begins that does not begin at zero.
+_FIRST = {"sum": "initial_accumulator_value", "step_size": "lr"}
+
 
 def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: Tensor | float) -> None:
     """Carry the state of `parameter` along, which was multiplied by `factor`, broadcastable to its shape."""
@@ -43,25 +46,30 @@ def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: T
 
 
 def clear_state(optimizer: torch.optim.Optimizer, parameter: Tensor, entries: tuple[Tensor, ...]) -> None:
-    """Set the state of single entries of `parameter` to zero."""
-    for value in optimizer.state.get(parameter, {}).values():
+    """Let the state of single entries of `parameter` begin anew."""
+    for name, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value[entries] = 0
+            value[entries] = _first(optimizer, parameter, name)
 
 
 def replace_state(optimizer: torch.optim.Optimizer, parameter: Tensor, kept: Tensor, factor: Tensor) -> None:
     """Give the state of a vector `parameter` another length.
 
-    Entry i of the new state is that of entry kept[i] of the old, whose coordinate was multiplied by factor[i]; or zero
-    where kept[i] is -1.
+    Entry i of the new state is that of entry kept[i] of the old, whose coordinate was multiplied by factor[i]; where
+    kept[i] is -1, it begins anew.
     """
     state = optimizer.state.get(parameter, {})
     for name, value in state.items():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             carried = torch.cat([value, value.new_zeros(1)])[kept] * factor ** (_power(name, state) or 0)
-            state[name] = torch.where(kept >= 0, carried, 0)
+            state[name] = torch.where(kept >= 0, carried, _first(optimizer, parameter, name))
 
 
 def _power(name: str, state: dict) -> int | None:
     # RMSprop's momentum is of gradients divided by the root of their mean square.
     return 0 if name == "momentum_buffer" and "square_avg" in state else _POWERS.get(name)
+
+
+def _first(optimizer: torch.optim.Optimizer, parameter: Tensor, name: str) -> float:
+    (group,) = [group for group in optimizer.param_groups if any(p is parameter for p in group["params"])]
+    return float(group.get(_FIRST.get(name), 0))

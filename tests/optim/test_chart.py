@@ -186,3 +186,23 @@ def test_the_state_comes_along_into_a_new_chart(monkeypatch, inner, name):
         of_chains = optimizer.inner.state[optimizer.inner.param_groups[0]["params"][-1]][state]
         assert_close(of_chains[was_moving], expected[moving][was_moving], 1e-10)
         assert not of_chains[~was_moving].any()
+
+
+@pytest.mark.parametrize("kind, options, state, first", [
+    (torch.optim.Adagrad, {"initial_accumulator_value": 0.5}, "sum", 0.5), (torch.optim.Rprop, {}, "step_size", 0.01),
+])  # fmt: skip
+def test_state_begins_anew_where_the_optimizer_lets_it_begin(monkeypatch, kind, options, state, first):
+    case = BY_NAME["deep mlp"]
+    net, (X, y) = case.net(), data(case)
+    optimizer = ECOptimizer(net, kind, lr=0.01, chart_every=1, **options)
+    loss_of(net, X, y).backward()
+    optimizer.step()
+    monkeypatch.setattr("sklearn_gradspace.optim._path_steps._SAFE_RATIO", 0.5)  # a new chart after each step
+    before = optimizer._space._chart
+    optimizer.step()
+    after, chains = optimizer._space._chart, optimizer.inner.param_groups[0]["params"][-1]
+    values = optimizer.inner.state[chains][state]
+    anew = ~torch.isin(after.identity, before.identity)
+    assert (values > 0).all() and (values[anew] == first).all()
+    if kind is torch.optim.Adagrad:  # it makes its state beforehand
+        assert (torch.cat([optimizer.inner.state[p][state].flatten() for p in net.parameters()]) >= 1e-3).all()

@@ -13,8 +13,9 @@ from sklearn_gradspace.optim import ECOptimizer
 from sklearn_gradspace.pathspace import balance, scale_graph
 
 
+@pytest.mark.parametrize("by_data", [False, True])
 @pytest.mark.parametrize("units", ["q", "raw"])
-def test_weights_that_are_loaded_between_steps_stay(units):
+def test_weights_that_are_loaded_between_steps_stay(units, by_data):
     torch.manual_seed(0)
     net, X, y = mlp(6, 12, 12, 3).double(), torch.randn(50, 6).double(), torch.randint(0, 3, (50,))
     optimizer = ECOptimizer(net, lr=0.05, momentum=0.9, units=units)
@@ -28,7 +29,11 @@ def test_weights_that_are_loaded_between_steps_stay(units):
     train(5)
     earlier = copy.deepcopy(net.state_dict())
     train(40)
-    net.load_state_dict(earlier)
+    if by_data:  # as nn.utils.vector_to_parameters does
+        for name, parameter in net.named_parameters():
+            parameter.data = earlier[name]
+    else:
+        net.load_state_dict(earlier)
     outputs = net(X)
     optimizer.param_groups[0].update(lr=0.0, momentum=0.0)
     train(1)

@@ -36,6 +36,21 @@ def test_parameters_outside_of_the_graph_train_as_usual(inner, method):
 
 
 @every_method
+def test_sparse_gradients_outside_of_the_graph(method):
+    def trained(sparse, make):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Flatten(), *mlp(6, 4, 2))
+        optimizer, X = make(net), torch.randint(0, 5, (20, 2))
+        train(net, optimizer, X, torch.arange(20) % 2, 5)
+        return net(X)
+
+    def make(net):
+        return ECOptimizer(net, lr=0.1, method=method)
+
+    assert_close(trained(True, make), trained(False, make), 1e-6)
+
+
+@every_method
 @every_inner
 def test_a_net_without_free_units_is_trained_by_the_inner_optimizer_and_says_so_once(inner, method):
     """To the bit."""
