@@ -51,7 +51,7 @@ def ends_with_sigmoid(module: nn.Module, outputs: Tensor) -> bool:
     """
     step = outputs.grad_fn
     while type(step).__name__.startswith(_RESHAPES):
-        step = step.next_functions[0][0]  # type: ignore[union-attr]
+        step = step.next_functions[0][0]
     *_, last = module.modules()  # the last that was defined: a gate may be, in front of the logits
     of_last_layer = isinstance(last, nn.Sigmoid) and bool(outputs.min() >= 0 and outputs.max() <= 1)
     return type(step).__name__.startswith("Sigmoid") or of_last_layer
