@@ -46,16 +46,16 @@ class Edges(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A place that keeps units from being rescaled.
+    """A place that keeps units from being rescaled: those that come into it, or those of its own parameters.
 
     Parameters
     ----------
     layer : str
-        Name of the layer or the operation.
+        Name of the layer, the operation or the parameter; "output" for what the net returns.
     reason : str
         Why it does.
     n_channels : int
-        Number of channels that come into it.
+        Number of channels that come into it; 0 where it is its own parameters alone that do not scale.
 
     Examples
     --------
@@ -235,7 +235,10 @@ class ScaleGraph:
             + (f", of these {count:,} but for eps of a batch norm" if (count := int(self.approximate.sum())) else ""),
             f"dimension   m - H = {self.dimension:,}; invariant ratio {self.invariant_ratio:.2%}",
         ]
-        lines += [f"pinned by {pin.layer}: {pin.reason} ({pin.n_channels} channels)" for pin in self.pinned]
+        lines += [
+            f"pinned by {pin.layer}: {pin.reason}" + f" ({pin.n_channels} channels)" * bool(pin.n_channels)
+            for pin in self.pinned
+        ]
         return "\n".join(lines)
 
 
@@ -292,9 +295,9 @@ class _GraphDomain:
         self.approximate: set[int] = set()
         self.pins: list[Pin] = []
         self._normalised: dict[str, Tensor] = {}
-        self._module = module
         # A shared parameter goes by its first name.
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._named = dict(module.named_parameters(remove_duplicate=False))
 
     def weighted(self, where: str, layer: nn.Module, geometry: Geometry, columns: Tensor) -> Tensor:
         written = self.units.new(where, geometry.n_out)
@@ -332,19 +335,22 @@ class _GraphDomain:
 
     def pin(self, values, where: str, reason: str) -> None:
         pieces = [piece for value in values for piece in value.pieces if piece is not None]
-        if pieces and where == "output":
-            self.units.pin(torch.cat(pieces))
-        elif pieces:
-            self._pin(torch.cat(pieces), where, reason)
+        ids = torch.cat([self.fill.expand(0), *pieces])
+        if where == "output":
+            self._pin_outputs(ids)
+        else:
+            own = any(name.startswith(f"{where}.") for name in self._named)
+            self._pin(ids, where, reason, always=own)
 
     def pin_parameters(self, names: set[str]) -> None:
-        """Pin the units of parameters that something else than their layer uses as well."""
-        named = dict(self._module.named_parameters(remove_duplicate=False))
-        for name in sorted(names & named.keys()):
-            first = self._names[id(named[name])]
+        """Pin the units of parameters that something else than their layer uses, alone or as well."""
+        for name in sorted(names & self._named.keys()):
+            first = self._names[id(self._named[name])]
             if first in self.edges:
                 touched = torch.cat([ids.flatten() for ids in self.edges[first][:2]]).unique()
                 self._pin(touched, name, "it is used outside of its layer as well")
+            elif not any(name.startswith(f"{pin.layer}.") for pin in self.pins):
+                self.pins.append(Pin(name, "it is used outside of a layer, so that what it writes is not known", 0))
 
     def _record(self, where: str, parameter: nn.Parameter, edges: Edges) -> None:
         name = self._names[id(parameter)]
@@ -354,9 +360,20 @@ class _GraphDomain:
         touched = torch.cat([ids.flatten() for ids in (*edges[:2], *self.edges[name][:2])]).unique()
         self._pin(touched, where, f"it uses {name} once more")
 
-    def _pin(self, ids: Tensor, where: str, reason: str) -> None:
+    def _pin_outputs(self, ids: Tensor) -> None:
+        """Pin what the net returns; that is no news but for units that a layer or a batch norm reads as well."""
+        reads = [*(edges.read.flatten() for edges in self.edges.values()), *self._normalised.values()]
+        read = {self.units.find(unit) for unit in torch.cat([ids[:0], *reads]).unique().tolist()} - {0}
+        hidden = [unit for unit in ids.tolist() if self.units.find(unit) in read]
+        layers = dict.fromkeys(repr(self.units.names[unit].rpartition("[")[0]) for unit in hidden)
         self.units.pin(ids)
-        if ids.any():
+        if hidden:
+            reason = f"the net returns the hidden units of {', '.join(layers)} as well"
+            self.pins.append(Pin("output", reason, len(hidden)))
+
+    def _pin(self, ids: Tensor, where: str, reason: str, always: bool = False) -> None:
+        self.units.pin(ids)
+        if ids.any() or always:
             self.pins.append(Pin(where, reason, int(ids.count_nonzero())))
 
 

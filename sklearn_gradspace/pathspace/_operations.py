@@ -113,7 +113,7 @@ def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, la
         raise Unsupported("it takes or gives more than one tensor")
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise Unsupported("it has hooks, which may change what it computes")
-    if kind in WEIGHTED and not {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}:
+    if isinstance(layer, tuple(WEIGHTED)) and not {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}:
         raise Unsupported("its weight is computed from other parameters")
     if kind in WEIGHTED:
         geometry = WEIGHTED[kind](layer)
