@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ._layers import Geometry
 from ._operations import interpret
-from ._trace import unwrapped
+from ._record import difference_of_lines, lines_of
+from ._trace import trace, unwrapped
 from ._values import Unsupported
 
 _NO_EPS = torch.finfo(torch.float32).tiny  # torch takes no batch norm with eps=0 in training
@@ -90,6 +91,9 @@ class ScaleGraph:
         that.
     pinned : tuple of Pin
         What keeps units from being rescaled, and why.
+    operations : tuple of str or None
+        What the net does, line by line: the graph is used with no net that does anything else. None for a graph that
+        was handed over, which serves any net with parameters of the same names and shapes.
 
     Examples
     --------
@@ -106,6 +110,7 @@ class ScaleGraph:
     unit_names: tuple[str, ...]
     approximate: Tensor
     pinned: tuple[Pin, ...] = ()
+    operations: tuple[str, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_edges(cls, module: nn.Module, edges: Mapping) -> "ScaleGraph":
@@ -448,8 +453,10 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     """
     module = unwrapped(check_module(module))
     domain = _GraphDomain(module)
-    domain.pin_parameters(interpret(module, domain))
-    return _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
+    traced = trace(module)
+    domain.pin_parameters(interpret(module, domain, traced))
+    graph = _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
+    return replace(graph, operations=lines_of(module, traced[0]))
 
 
 def check_module(module) -> nn.Module:
@@ -460,17 +467,26 @@ def check_module(module) -> nn.Module:
 
 
 def graph_of(module: nn.Module, graph: ScaleGraph | None) -> ScaleGraph:
-    """Return `graph`, which has to be of a net like `module`, or find it."""
+    """Return `graph`, which has to be of a net like `module`, or find it; that of `module` itself is taken as it is."""
     check_module(module)
     if graph is None:
         return scale_graph(module)
     if not isinstance(graph, ScaleGraph):
         raise TypeError(f"graph must be a ScaleGraph, got {type(graph).__name__}.")
     module = unwrapped(module)
+    if module is graph.module:
+        return graph
     difference = difference_of(graph.module, module)
     if difference:
         raise ValueError(f"graph is of another module: the parameter {difference}. Make it by scale_graph(module).")
-    return graph if module is graph.module else replace(graph, module=module)
+    if graph.operations is not None:
+        difference = difference_of_lines(graph.operations, lines_of(module, trace(module)[0]))
+    if difference:
+        raise ValueError(
+            f"graph is of a module that does something else with its parameters: {difference}. Make it by "
+            "scale_graph(module)."
+        )
+    return replace(graph, module=module)
 
 
 def difference_of(first: nn.Module, second: nn.Module) -> str:

@@ -43,7 +43,7 @@ class Domain(Protocol):
         """Take note that channels cannot be rescaled."""
 
 
-def interpret(module: nn.Module, domain: Domain) -> set[str]:
+def interpret(module: nn.Module, domain: Domain, traced: tuple[fx.Graph, dict[str, str]] | None = None) -> set[str]:
     """Run the operations of `module` on channels; return the names of parameters that are used otherwise.
 
     Parameters
@@ -52,8 +52,10 @@ def interpret(module: nn.Module, domain: Domain) -> set[str]:
         The net.
     domain : Domain
         What it is run on. All that reaches the output is pinned, at the place called "output".
+    traced : tuple, optional
+        What `trace` gave for the net, if it is at hand.
     """
-    graph, opaque = trace(module)
+    graph, opaque = traced or trace(module)
     modules, elsewhere = dict(module.named_modules()), set()
     values: dict = {}
     for node in graph.nodes:

@@ -67,9 +67,9 @@ def constants_of(module: nn.Module, graph: fx.Graph) -> Iterator[Tensor]:
                 yield from (value for value in vars(layer).values() if isinstance(value, Tensor))
 
 
-def difference_of_lines(first: tuple[str, ...], second: tuple[str, ...]) -> str:
-    """Return the first line in which two nets differ; nothing if there is none."""
-    for one, other in zip_longest(first, second, fillvalue="nothing more"):
+def difference_of_lines(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    """Return the first line in which a net differs from what is expected of it; nothing if there is none."""
+    for one, other in zip_longest(expected, found, fillvalue="nothing more"):
         if one != other:
-            return f"{one!r} in the first, {other!r} in the second"
+            return f"{one!r} is expected, and there is {other!r}"
     return ""
