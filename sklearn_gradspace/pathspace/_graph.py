@@ -19,6 +19,7 @@ from ._record import difference_of_lines, lines_of
 from ._trace import trace, unwrapped
 from ._values import Unsupported
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NO_EPS = torch.finfo(torch.float32).tiny  # torch takes no batch norm with eps=0 in training
 
 
@@ -128,23 +129,23 @@ class ScaleGraph:
         -------
         graph : ScaleGraph
             The graph. Whether it is true is not checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `edges` is no dict, names another parameter, or has no two such arrays for one.
         """
-        module = unwrapped(module)
+        module = unwrapped(check_module(module))
+        if not isinstance(edges, Mapping):
+            raise TypeError(f"edges must be a dict from names of parameters to (write, read), got {edges!r:.80}.")
         parameters = dict(module.named_parameters())
-        unknown = sorted(edges.keys() - parameters.keys())
+        unknown = sorted(edges.keys() - parameters.keys(), key=str)
         if unknown:
             raise ValueError(f"edges names parameters that the net lacks: {unknown}; it has {sorted(parameters)}.")
         units = _Units()
         found: dict[str, Edges] = {}
         for name, given in edges.items():
-            write, read = (torch.as_tensor(ids).cpu() for ids in given[:2])
-            for ids in (write, read):
-                shape = tuple(parameters[name].shape)
-                if ids.is_floating_point() or (ids < 0).any() or not _broadcasts(ids.shape, shape):
-                    raise ValueError(
-                        f"edges[{name!r}] must be two arrays of unit numbers >= 0 that broadcast to the shape {shape}."
-                    )
-            found[name] = Edges(write.long(), read.long(), *given[2:])
+            found[name] = _checked_edges(name, given, tuple(parameters[name].shape))
             units.grow(name.rpartition(".")[0], found[name].write)
         return _finished(module, units, found, {}, set(), [])
 
@@ -245,6 +246,22 @@ class ScaleGraph:
             for pin in self.pinned
         ]
         return "\n".join(lines)
+
+
+def _checked_edges(name: str, given, shape: tuple[int, ...]) -> Edges:
+    """Return what was handed over for a parameter of `shape` as `Edges`."""
+    try:
+        write, read, *constant = given
+        units = [torch.as_tensor(ids).cpu() for ids in (write, read)]
+    except (TypeError, ValueError, RuntimeError):
+        units, constant = [], []
+    whole = all(ids.dtype in _WHOLE and not (ids < 0).any() and _broadcasts(ids.shape, shape) for ids in units)
+    if not units or not whole or len(constant) > 1:
+        raise ValueError(
+            f"edges[{name!r}] must be (write, read), two arrays of the numbers of units, integers >= 0, that broadcast "
+            f"to the shape {shape}; got {given!r:.80}."
+        )
+    return Edges(units[0].long(), units[1].long(), *map(bool, constant))
 
 
 def _broadcasts(shape, to) -> bool:
