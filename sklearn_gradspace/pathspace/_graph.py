@@ -358,7 +358,7 @@ class _GraphDomain:
     def pin(self, values, where: str, reason: str) -> None:
         pieces = [piece for value in values for piece in value.pieces if piece is not None]
         ids = torch.cat([self.fill.expand(0), *pieces])
-        if where == "output":
+        if not reason:  # what the net returns; a layer may be called "output" as well
             self._pin_outputs(ids)
         else:
             own = any(name.startswith(f"{where}.") for name in self._named)

@@ -85,7 +85,7 @@ def trace(module: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     parameters = inspect.signature(module.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     try:
-        with _attributes_kept(module):
+        with _attributes_kept(module), torch.random.fork_rng(devices=[]):  # constants may be drawn
             return tracer.trace(module, concrete_args=defaults or None), tracer.opaque
     except Exception as error:
         raise ValueError(

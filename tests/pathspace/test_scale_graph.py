@@ -265,3 +265,9 @@ def test_what_has_no_units_of_its_own_is_no_news():
 def test_a_reason_without_channels_is_printed_without_a_number():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
     assert str(scale_graph(net)).endswith("\npinned by 0: its weight is computed from other parameters")
+
+
+def test_a_layer_that_is_called_output_is_reported():
+    net = Net(lambda net, x: net.head(net.output(net.a(x))), a=nn.Linear(3, 4), output=nn.Tanh(), head=nn.Linear(4, 2))
+    (pin,) = scale_graph(net).pinned
+    assert pin.layer == "output" and "Tanh" in pin.reason

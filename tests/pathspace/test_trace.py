@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from asserts import untouched
+from asserts import random_state_untouched, untouched
 from pathspace.nets import Net
 from torch import nn
 
-from sklearn_gradspace.pathspace import path_norm, scale_graph
+from sklearn_gradspace.pathspace import equivalent, path_norm, scale_graph
 from sklearn_gradspace.pathspace._record import lines_of
 from sklearn_gradspace.pathspace._trace import trace
 
@@ -62,3 +62,10 @@ def test_a_constant_in_a_submodule_that_cannot_be_traced():
     with untouched(net):
         graph = scale_graph(net)
     assert graph.pinned[0].layer == "2"
+
+
+def test_constants_that_are_drawn():
+    """They leave the generator as it was, and are the same in each trace."""
+    net = Net(lambda net, x: net.head(x + torch.randn(3)), head=nn.Linear(3, 2))
+    with random_state_untouched():
+        assert equivalent(net, net)
