@@ -142,8 +142,9 @@ class ECOptimizer(torch.optim.Optimizer):
             ("balance_every", balance_every, Integral, 1),
             ("chart_every", chart_every, Integral, 1),
         ):
-            if not isinstance(value, kind) or not least <= value < math.inf:
-                raise ValueError(f"{name}={value!r} must be {least} or more.")
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+                what = "an integer" if kind is Integral else "a finite number"
+                raise ValueError(f"{name}={value!r} must be {what}, {least} or more.")
         for name, given, default in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
             if method != "path" and given != default:
                 raise ValueError(f'{name}={given!r} is about path values: use method="path".')

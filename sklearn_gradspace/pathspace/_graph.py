@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from ._layers import Geometry
 from ._operations import interpret
-from ._trace import unwrapped
+from ._record import difference_of_lines, lines_of
+from ._trace import trace, unwrapped
 from ._values import Unsupported
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _NO_EPS = torch.finfo(torch.float32).tiny  # torch takes no batch norm with eps=0 in training
 
 
@@ -46,16 +48,16 @@ class Edges(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A place that keeps units from being rescaled.
+    """A place that keeps units from being rescaled: those that come into it, or those of its own parameters.
 
     Parameters
     ----------
     layer : str
-        Name of the layer or the operation.
+        Name of the layer, the operation or the parameter; "output" for what the net returns.
     reason : str
         Why it does.
     n_channels : int
-        Number of channels that come into it.
+        Number of channels that come into it; 0 where it is its own parameters alone that do not scale.
 
     Examples
     --------
@@ -90,6 +92,9 @@ class ScaleGraph:
         that.
     pinned : tuple of Pin
         What keeps units from being rescaled, and why.
+    operations : tuple of str or None
+        What the net does, line by line: the graph is used with no net that does anything else. None for a graph that
+        was handed over, which serves any net with parameters of the same names and shapes.
 
     Examples
     --------
@@ -106,6 +111,7 @@ class ScaleGraph:
     unit_names: tuple[str, ...]
     approximate: Tensor
     pinned: tuple[Pin, ...] = ()
+    operations: tuple[str, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_edges(cls, module: nn.Module, edges: Mapping) -> "ScaleGraph":
@@ -123,23 +129,23 @@ class ScaleGraph:
         -------
         graph : ScaleGraph
             The graph. Whether it is true is not checked.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `edges` is no dict, names another parameter, or has no two such arrays for one.
         """
-        module = unwrapped(module)
+        module = unwrapped(check_module(module))
+        if not isinstance(edges, Mapping):
+            raise TypeError(f"edges must be a dict from names of parameters to (write, read), got {edges!r:.80}.")
         parameters = dict(module.named_parameters())
-        unknown = sorted(edges.keys() - parameters.keys())
+        unknown = sorted(edges.keys() - parameters.keys(), key=str)
         if unknown:
             raise ValueError(f"edges names parameters that the net lacks: {unknown}; it has {sorted(parameters)}.")
         units = _Units()
         found: dict[str, Edges] = {}
         for name, given in edges.items():
-            write, read = (torch.as_tensor(ids).cpu() for ids in given[:2])
-            for ids in (write, read):
-                shape = tuple(parameters[name].shape)
-                if ids.is_floating_point() or (ids < 0).any() or not _broadcasts(ids.shape, shape):
-                    raise ValueError(
-                        f"edges[{name!r}] must be two arrays of unit numbers >= 0 that broadcast to the shape {shape}."
-                    )
-            found[name] = Edges(write.long(), read.long(), *given[2:])
+            found[name] = _checked_edges(name, given, tuple(parameters[name].shape))
             units.grow(name.rpartition(".")[0], found[name].write)
         return _finished(module, units, found, {}, set(), [])
 
@@ -235,8 +241,27 @@ class ScaleGraph:
             + (f", of these {count:,} but for eps of a batch norm" if (count := int(self.approximate.sum())) else ""),
             f"dimension   m - H = {self.dimension:,}; invariant ratio {self.invariant_ratio:.2%}",
         ]
-        lines += [f"pinned by {pin.layer}: {pin.reason} ({pin.n_channels} channels)" for pin in self.pinned]
+        lines += [
+            f"pinned by {pin.layer}: {pin.reason}" + f" ({pin.n_channels} channels)" * bool(pin.n_channels)
+            for pin in self.pinned
+        ]
         return "\n".join(lines)
+
+
+def _checked_edges(name: str, given, shape: tuple[int, ...]) -> Edges:
+    """Return what was handed over for a parameter of `shape` as `Edges`."""
+    try:
+        write, read, *constant = given
+        units = [torch.as_tensor(ids).cpu() for ids in (write, read)]
+    except (TypeError, ValueError, RuntimeError):
+        units, constant = [], []
+    whole = all(ids.dtype in _WHOLE and not (ids < 0).any() and _broadcasts(ids.shape, shape) for ids in units)
+    if not units or not whole or len(constant) > 1:
+        raise ValueError(
+            f"edges[{name!r}] must be (write, read), two arrays of the numbers of units, integers >= 0, that broadcast "
+            f"to the shape {shape}; got {given!r:.80}."
+        )
+    return Edges(units[0].long(), units[1].long(), *map(bool, constant))
 
 
 def _broadcasts(shape, to) -> bool:
@@ -292,9 +317,9 @@ class _GraphDomain:
         self.approximate: set[int] = set()
         self.pins: list[Pin] = []
         self._normalised: dict[str, Tensor] = {}
-        self._module = module
         # A shared parameter goes by its first name.
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self._named = dict(module.named_parameters(remove_duplicate=False))
 
     def weighted(self, where: str, layer: nn.Module, geometry: Geometry, columns: Tensor) -> Tensor:
         written = self.units.new(where, geometry.n_out)
@@ -332,19 +357,22 @@ class _GraphDomain:
 
     def pin(self, values, where: str, reason: str) -> None:
         pieces = [piece for value in values for piece in value.pieces if piece is not None]
-        if pieces and where == "output":
-            self.units.pin(torch.cat(pieces))
-        elif pieces:
-            self._pin(torch.cat(pieces), where, reason)
+        ids = torch.cat([self.fill.expand(0), *pieces])
+        if not reason:  # what the net returns; a layer may be called "output" as well
+            self._pin_outputs(ids)
+        else:
+            own = any(name.startswith(f"{where}.") for name in self._named)
+            self._pin(ids, where, reason, always=own)
 
     def pin_parameters(self, names: set[str]) -> None:
-        """Pin the units of parameters that something else than their layer uses as well."""
-        named = dict(self._module.named_parameters(remove_duplicate=False))
-        for name in sorted(names & named.keys()):
-            first = self._names[id(named[name])]
+        """Pin the units of parameters that something else than their layer uses, alone or as well."""
+        for name in sorted(names & self._named.keys()):
+            first = self._names[id(self._named[name])]
             if first in self.edges:
                 touched = torch.cat([ids.flatten() for ids in self.edges[first][:2]]).unique()
                 self._pin(touched, name, "it is used outside of its layer as well")
+            elif not any(name.startswith(f"{pin.layer}.") for pin in self.pins):
+                self.pins.append(Pin(name, "it is used outside of a layer, so that what it writes is not known", 0))
 
     def _record(self, where: str, parameter: nn.Parameter, edges: Edges) -> None:
         name = self._names[id(parameter)]
@@ -354,9 +382,20 @@ class _GraphDomain:
         touched = torch.cat([ids.flatten() for ids in (*edges[:2], *self.edges[name][:2])]).unique()
         self._pin(touched, where, f"it uses {name} once more")
 
-    def _pin(self, ids: Tensor, where: str, reason: str) -> None:
+    def _pin_outputs(self, ids: Tensor) -> None:
+        """Pin what the net returns; that is no news but for units that a layer or a batch norm reads as well."""
+        reads = [*(edges.read.flatten() for edges in self.edges.values()), *self._normalised.values()]
+        read = {self.units.find(unit) for unit in torch.cat([ids[:0], *reads]).unique().tolist()} - {0}
+        hidden = [unit for unit in ids.tolist() if self.units.find(unit) in read]
+        layers = dict.fromkeys(repr(self.units.names[unit].rpartition("[")[0]) for unit in hidden)
         self.units.pin(ids)
-        if ids.any():
+        if hidden:
+            reason = f"the net returns the hidden units of {', '.join(layers)} as well"
+            self.pins.append(Pin("output", reason, len(hidden)))
+
+    def _pin(self, ids: Tensor, where: str, reason: str, always: bool = False) -> None:
+        self.units.pin(ids)
+        if ids.any() or always:
             self.pins.append(Pin(where, reason, int(ids.count_nonzero())))
 
 
@@ -431,8 +470,10 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     """
     module = unwrapped(check_module(module))
     domain = _GraphDomain(module)
-    domain.pin_parameters(interpret(module, domain))
-    return _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
+    traced = trace(module)
+    domain.pin_parameters(interpret(module, domain, traced))
+    graph = _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
+    return replace(graph, operations=lines_of(module, traced[0]))
 
 
 def check_module(module) -> nn.Module:
@@ -443,17 +484,26 @@ def check_module(module) -> nn.Module:
 
 
 def graph_of(module: nn.Module, graph: ScaleGraph | None) -> ScaleGraph:
-    """Return `graph`, which has to be of a net like `module`, or find it."""
+    """Return `graph`, which has to be of a net like `module`, or find it; that of `module` itself is taken as it is."""
     check_module(module)
     if graph is None:
         return scale_graph(module)
     if not isinstance(graph, ScaleGraph):
         raise TypeError(f"graph must be a ScaleGraph, got {type(graph).__name__}.")
     module = unwrapped(module)
+    if module is graph.module:
+        return graph
     difference = difference_of(graph.module, module)
     if difference:
         raise ValueError(f"graph is of another module: the parameter {difference}. Make it by scale_graph(module).")
-    return graph if module is graph.module else replace(graph, module=module)
+    if graph.operations is not None:
+        difference = difference_of_lines(graph.operations, lines_of(module, trace(module)[0]))
+    if difference:
+        raise ValueError(
+            f"graph is of a module that does something else with its parameters: {difference}. Make it by "
+            "scale_graph(module)."
+        )
+    return replace(graph, module=module)
 
 
 def difference_of(first: nn.Module, second: nn.Module) -> str:

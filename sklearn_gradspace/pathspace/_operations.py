@@ -43,7 +43,7 @@ class Domain(Protocol):
         """Take note that channels cannot be rescaled."""
 
 
-def interpret(module: nn.Module, domain: Domain) -> set[str]:
+def interpret(module: nn.Module, domain: Domain, traced: tuple[fx.Graph, dict[str, str]] | None = None) -> set[str]:
     """Run the operations of `module` on channels; return the names of parameters that are used otherwise.
 
     Parameters
@@ -52,8 +52,10 @@ def interpret(module: nn.Module, domain: Domain) -> set[str]:
         The net.
     domain : Domain
         What it is run on. All that reaches the output is pinned, at the place called "output".
+    traced : tuple, optional
+        What `trace` gave for the net, if it is at hand.
     """
-    graph, opaque = trace(module)
+    graph, opaque = traced or trace(module)
     modules, elsewhere = dict(module.named_modules()), set()
     values: dict = {}
     for node in graph.nodes:
@@ -113,7 +115,7 @@ def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, la
         raise Unsupported("it takes or gives more than one tensor")
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise Unsupported("it has hooks, which may change what it computes")
-    if kind in WEIGHTED and not {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}:
+    if isinstance(layer, tuple(WEIGHTED)) and not {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}:
         raise Unsupported("its weight is computed from other parameters")
     if kind in WEIGHTED:
         geometry = WEIGHTED[kind](layer)

@@ -4,15 +4,26 @@ A submodule that cannot be traced becomes one operation; where the module's own 
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+
+CONSTANT = "a constant"  # the target of operations that fetch one; no parameter's or buffer's name has a blank in it
 
 
 class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.opaque: dict[str, str] = {}
+
+    def create_arg(self, a):
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and all(a is not b for b in self.root.buffers()):
+            node = self.create_node("get_attr", CONSTANT, (), {})  # torch would make it an attribute of the net
+            node.meta[CONSTANT] = a
+            return node
+        return super().create_arg(a)
 
     def call_module(self, m, forward, args, kwargs):
         before = len(self.graph.nodes)
@@ -37,6 +48,19 @@ def unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Undo what is written to attributes: by a forward that keeps something for later, or by torch.fx."""
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            for name in vars(part).keys() - attributes.keys():
+                del vars(part)[name]
+            vars(part).update(attributes)
+
+
 def trace(module: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     """Return the operations, and why some submodules are a single one.
 
@@ -48,7 +72,7 @@ def trace(module: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     Returns
     -------
     graph : Graph
-        The operations.
+        The operations. Those that fetch tensors other than parameters and buffers hold them as ``meta[CONSTANT]``.
     opaque : dict of str to str
         The reason for each submodule that could not be traced.
 
@@ -61,7 +85,8 @@ def trace(module: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     parameters = inspect.signature(module.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     try:
-        return tracer.trace(module, concrete_args=defaults or None), tracer.opaque
+        with _attributes_kept(module), torch.random.fork_rng(devices=[]):  # constants may be drawn
+            return tracer.trace(module, concrete_args=defaults or None), tracer.opaque
     except Exception as error:
         raise ValueError(
             f"the scale graph of {type(module).__name__} cannot be found, since torch.fx cannot trace its forward: "

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from pathspace.case import Case
 from pathspace.nets import (
+    Block,
     between_convs,
     between_linear,
     conv,
@@ -14,11 +15,14 @@ from pathspace.nets import (
 from pathspace.pinned_nets import (
     OwnParameter,
     attention,
+    behind_a_batch_norm,
     bilinear,
     borrowed_weight,
     branching_inside,
+    by_a_function,
     called_twice,
     columns_into_images,
+    first_by,
     half_rows,
     matrix_product,
     maximum_of_branches,
@@ -30,12 +34,15 @@ from pathspace.pinned_nets import (
     positions_into_linear,
     product_of_branches,
     recurrent,
+    returns_hidden_units,
+    returns_what_a_norm_reads,
     shared_weight,
     squeeze_excite,
     tokens_of,
     with_weight_norm,
 )
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 LINE, SQUARE = (2, 4), (2, 3, 3)
 relu = nn.ReLU()
@@ -123,5 +130,13 @@ PINNED = [
     Case("a parameter read by a function", lambda: OwnParameter(F.linear, 4, 4), 0, pinned=("linear",)),
     Case("weight norm", with_weight_norm, 4, pinned=("1",)),
     Case("control flow in a submodule", branching_inside, 3, pinned=("2",)),
-    Case("recurrent", recurrent, 3, (2, 3)),
+    Case("recurrent", recurrent, 3, (2, 3), pinned=("recurrent",)),
+    Case("weight norm at the input", lambda: first_by(weight_norm), 0, pinned=("0",)),
+    Case("spectral norm at the input", lambda: first_by(spectral_norm), 0, pinned=("0",)),
+    Case("weight norm behind a batch norm", lambda: behind_a_batch_norm(weight_norm), 4, pinned=("2",)),
+    Case("a function in the place of the first layer", by_a_function, 0, pinned=("a.weight", "a.bias")),
+    Case("a function of twice a weight", lambda: by_a_function(2), 0, pinned=("a.weight", "a.bias")),
+    Case("returns hidden units as well", returns_hidden_units, 3, pinned=("output",)),
+    Case("returns what a batch norm reads", returns_what_a_norm_reads, 0, pinned=("output",)),
+    Case("a residual block at the output", lambda: nn.Sequential(nn.Linear(4, 3), Block(3, 2)), 2, pinned=("output",)),
 ]

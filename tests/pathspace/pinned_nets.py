@@ -119,6 +119,38 @@ def with_weight_norm():
     return nn.Sequential(mlp(4, 4, 4), weight_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2))
 
 
+def first_by(parametrization):
+    return nn.Sequential(parametrization(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2))
+
+
+def behind_a_batch_norm(parametrization):
+    """Nothing that can be rescaled comes into the layer."""
+    norm = nn.BatchNorm1d(4, EXACT, affine=False)
+    return nn.Sequential(nn.Linear(4, 4), norm, parametrization(nn.Linear(4, 3)), nn.ReLU(), nn.Linear(3, 2))
+
+
+def by_a_function(factor=1):
+    """The first layer's parameters are used, not the layer."""
+
+    def forward(net, x):
+        return net.head(F.linear(x, net.a.weight if factor == 1 else factor * net.a.weight, net.a.bias).relu())
+
+    return Net(forward, a=nn.Linear(4, 3), head=nn.Linear(3, 2))
+
+
+def returns_hidden_units():
+    def forward(net, x):
+        x = net.first(x).relu()
+        return torch.cat([x, net.head(net.second(x).relu())], 1)
+
+    return Net(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 3), head=nn.Linear(3, 2))
+
+
+def returns_what_a_norm_reads():
+    layers = {"first": nn.Linear(4, 3), "norm": nn.BatchNorm1d(3, EXACT, affine=False), "head": nn.Linear(3, 2)}
+    return Net(lambda net, x: torch.cat([y := net.first(x), net.head(net.norm(y))], 1), **layers)
+
+
 def recurrent():
     layers = {"recurrent": nn.GRU(3, 4, batch_first=True), "hidden": nn.Linear(4, 3), "head": nn.Linear(3, 2)}
     return Net(lambda net, x: net.head(net.hidden(net.recurrent(x)[0][:, -1]).relu()), **layers)

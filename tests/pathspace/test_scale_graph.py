@@ -234,3 +234,40 @@ def test_hooks_pin():
     net[2].register_forward_hook(lambda layer, args, output: output + 1)
     graph = scale_graph(net)
     assert graph.n_units == 0 and "hook" in graph.pinned[0].reason
+
+
+def test_a_pruned_layer_pins():
+    net = mlp(3, 4, 2)
+    nn.utils.prune.l1_unstructured(net[0], "weight", 0.5)
+    (pin,) = scale_graph(net).pinned
+    assert pin.layer == "0" and "hook" in pin.reason
+
+
+@pytest.mark.parametrize("outputs", [lambda h, z: (h, z), lambda h, z: [z, h], lambda h, z: {"hidden": h, "z": z}])
+def test_hidden_units_that_are_returned_are_reported(outputs):
+    net = Net(lambda net, x: outputs(h := net.a(x).relu(), net.b(h)), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    graph = scale_graph(net)
+    (pin,) = graph.pinned
+    assert graph.n_units == 0 and pin.layer == "output" and "'a'" in pin.reason and pin.n_channels == 4
+
+
+def test_outputs_that_nothing_reads_are_no_news():
+    net = Net(lambda net, x: (z := net.b(net.a(x).relu()), z.relu()), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    assert scale_graph(net).n_units == 4 and not scale_graph(net).pinned
+
+
+def test_what_has_no_units_of_its_own_is_no_news():
+    """Operations on the input pin nothing."""
+    net = nn.Sequential(nn.Sigmoid(), nn.Softmax(1), nn.LayerNorm(3, elementwise_affine=False), mlp(3, 4, 2))
+    assert scale_graph(net).n_units == 4 and not scale_graph(net).pinned
+
+
+def test_a_reason_without_channels_is_printed_without_a_number():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    assert str(scale_graph(net)).endswith("\npinned by 0: its weight is computed from other parameters")
+
+
+def test_a_layer_that_is_called_output_is_reported():
+    net = Net(lambda net, x: net.head(net.output(net.a(x))), a=nn.Linear(3, 4), output=nn.Tanh(), head=nn.Linear(4, 2))
+    (pin,) = scale_graph(net).pinned
+    assert pin.layer == "output" and "Tanh" in pin.reason
