@@ -330,12 +330,13 @@ class _GraphDomain:
     def times(self, entries: Tensor, factor: float | None) -> Tensor:
         return entries
 
-    def pin(self, values, where: str, reason: str) -> None:
+    def pin(self, values, where: str, reason: str, *, no_matrix: bool = False) -> None:
         pieces = [piece for value in values for piece in value.pieces if piece is not None]
+        pieces += [v.doubt.entries for v in values if v.doubt and (no_matrix or v.doubt.width)]
         if pieces and where == "output":
             self.units.pin(torch.cat(pieces))
         elif pieces:
-            self._pin(torch.cat(pieces), where, reason)
+            self._pin(torch.cat(pieces).unique(), where, reason)
 
     def pin_parameters(self, names: set[str]) -> None:
         """Pin the units of parameters that something else than their layer uses as well."""

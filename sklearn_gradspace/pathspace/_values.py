@@ -3,7 +3,7 @@
 The entries are numbers of units, or whatever else belongs to a channel. Batch and positions are not looked at.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,26 @@ from torch import Tensor
 
 class Unsupported(Exception):  # noqa: N818 (it is a verdict on an operation, caught where operations are run)
     """Rescaling does not commute with an operation; the message says why."""
+
+
+class OtherAxis(Unsupported):
+    """The channels lie on another axis than an operation takes, or in another number."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A tensor was taken for a matrix, since the number of its axes is not known, and may be a batch of sequences.
+
+    Parameters
+    ----------
+    entries : Tensor of shape (n,)
+        Entries that cannot be rescaled if it is no matrix.
+    width : int or None
+        Length of its last axis if it is no matrix; None where it is taken for a matrix until a layer disagrees.
+    """
+
+    entries: Tensor
+    width: int | None
 
 
 @dataclass(frozen=True)
@@ -28,17 +48,28 @@ class Value:
     flat : {"", "repeat", "tile"}
         Whether positions were flattened into the last axis, and how: all of a channel's positions in a row, or all
         channels of a position.
+    rows : object
+        The same for tensors whose first axis is known to have the same length, and the same meaning.
+    doubt : Doubt, optional
+        What depends on its being a matrix.
     """
 
     pieces: tuple[Tensor | None, ...] = (None,)
     axis: int = -1
     ndim: int | None = None
     flat: str = ""
+    rows: object = field(default_factory=object)
+    doubt: Doubt | None = None
 
     @property
     def is_root(self) -> bool:
         """Whether no channel can be rescaled."""
         return all(piece is None for piece in self.pieces)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is known to have two axes."""
+        return self.ndim == 2 and self.doubt is None
 
     @property
     def channels(self) -> Tensor:
@@ -53,74 +84,132 @@ class Value:
         holes = len(self.pieces) - sum(piece is not None for piece in self.pieces)
         if holes == len(self.pieces):
             return fill.expand(n)
-        if holes > 1 or (holes and (self.flat or known > n)):
-            raise Unsupported("what it reads are rescaled and other columns, of which it is not known which are which")
+        if holes > 1 or (holes and (self.flat or known >= n)):
+            raise OtherAxis("what it reads are rescaled and other columns, of which it is not known which are which")
         hole = fill.expand(max(0, n - known))
         entries = torch.cat([hole if piece is None else piece for piece in self.pieces])
-        if len(entries) == n:
-            return entries
-        if not self.flat or n % len(entries):
-            raise Unsupported(f"it reads {n} columns where {len(entries)} channels come in")
-        times = n // len(entries)
+        times = n // len(entries) if self.flat else 1
+        if len(entries) * times != n:
+            raise OtherAxis(f"it reads {n} columns where {len(entries)} channels come in")
+        if self.doubt and len(self.doubt.entries) and self.doubt.width and n % self.doubt.width == 0:
+            raise OtherAxis("what it reads may have been cut along positions instead of channels")
         return entries.repeat_interleave(times) if self.flat == "repeat" else entries.repeat(times)
 
     def is_channel_axis(self, dim: int) -> bool:
         """Return whether `dim` is where the channels lie; a linear layer's output is taken to be a matrix."""
         if self.ndim is None:
             return dim in (1, -1)
+        if not -self.ndim <= dim < self.ndim:
+            raise OtherAxis("it acts on an axis that a matrix lacks")
         return dim % self.ndim == self.axis % self.ndim
 
-    def as_matrix(self) -> "Value":
-        """Return the same with two axes, if their number was not known."""
-        return replace(self, ndim=2) if self.ndim is None else self
+    def as_matrix(self, entries: Tensor, width: int | None = None) -> "Value":
+        """Return the same, taken for a matrix on which `entries` depend as well, if that is not known."""
+        if self.is_matrix or (self.ndim or 2) > 2:
+            return self
+        if self.doubt:
+            entries, width = torch.cat([self.doubt.entries, entries]), self.doubt.width
+        return replace(self, ndim=2, doubt=Doubt(entries, width))
 
     def flattened(self, start: int, end: int) -> "Value":
         """Return what flattening the axes from `start` to `end` makes of it."""
-        if self.is_root or (self.ndim == 2 and start == 1):
+        if self.is_root:
+            return self if start > 0 else Value()
+        if self.ndim == 2 and start == 1:
+            if self.doubt and None in self.pieces:
+                raise OtherAxis("it flattens what may be sequences, of which some cannot be rescaled")
             return self
         last = end == -1 or (self.ndim is not None and end == self.ndim - 1)
         if last and start == 1:
-            return Value(self.pieces, -1, 2, "repeat" if self.axis == 1 else "tile")
+            return replace(self, axis=-1, ndim=2, flat="repeat" if self.axis == 1 else "tile")
         if last and start >= 2 and self.axis == 1:
             return replace(self, ndim=start + 1)
-        raise Unsupported(f"it flattens the axes {start} to {end}")
+        raise OtherAxis(f"it flattens the axes {start} to {end}")
 
     def reduced(self, dims, keepdim: bool) -> "Value":
         """Return what a mean or a sum over `dims` makes of it."""
-        if self.is_root:
-            return self
         dims = [dims] if isinstance(dims, int) else dims
+        if self.is_root:
+            return self if dims and min(dims) > 0 else Value()
         if dims is None or self.ndim is None:
-            raise Unsupported("it is not known which axes it reduces")
+            raise OtherAxis("it is not known which axes it reduces")
         dims = {dim % self.ndim for dim in dims}
         if dims & {0, self.axis % self.ndim}:
-            raise Unsupported("it reduces the channels or the samples")
+            raise OtherAxis("it reduces the channels or the samples")
         ndim = self.ndim if keepdim else self.ndim - len(dims)
         return replace(self, ndim=ndim, axis=-1 if ndim == 2 else self.axis)
 
-    def split(self, sizes, dim: int) -> tuple["Value", ...]:
-        """Return the parts along `dim`, of the given `sizes`; of a single size, or of so many channels each."""
+    def cut(self, dim: int, parts) -> tuple["Value", ...]:
+        """Return the parts along `dim`, which `parts` makes of the entries."""
         if self.is_root:
             raise Unsupported("its input cannot be rescaled")
         if not self.is_channel_axis(dim):
-            raise Unsupported("it splits another axis than the channels")
-        matrix = self.as_matrix()
-        return tuple(replace(matrix, pieces=(part,)) for part in torch.split(self.channels, sizes))
+            raise OtherAxis("it takes a part of another axis than the channels")
+        entries = self.channels
+        certain = dim == -1 and self.ndim is None
+        whole = self if certain else self.as_matrix(entries, len(entries))
+        return tuple(replace(whole, pieces=(part,)) for part in parts(entries))
+
+
+def common_rows(values) -> object:
+    """Return the `rows` of all `values`, or others if they are not the same."""
+    first = values[0].rows
+    return first if all(value.rows == first for value in values) else object()
+
+
+def common_doubt(values) -> Doubt | None:
+    """Return what depends on any of `values` being a matrix."""
+    doubts = [value.doubt for value in values if value.doubt]
+    if not doubts:
+        return None
+    widths = [doubt.width for doubt in doubts]
+    return Doubt(torch.cat([doubt.entries for doubt in doubts]), None if None in widths else max(widths))
 
 
 def concatenate(values, dim: int, merge) -> Value:
     """Return the concatenation of `values` along `dim`; `merge` joins two tensors of entries, along other axes."""
     known = [value for value in values if not value.is_root]
+    rows = common_rows(values) if dim > 0 or (known and known[0].is_channel_axis(dim)) else object()
     if not known:
-        return Value()
-    first = known[0].as_matrix() if known[0].ndim is None and dim == 1 else known[0]
+        return Value(rows=rows)
+    first = replace(known[0], ndim=next((value.ndim for value in known if value.ndim), None), rows=rows)
     if any((value.axis, value.flat) != (first.axis, first.flat) for value in known) or first.flat:
         raise Unsupported("it joins tensors whose channels lie differently")
     if first.is_channel_axis(dim):
-        return replace(first, pieces=tuple(piece for value in values for piece in value.pieces))
+        pieces = tuple(piece for value in values for piece in value.pieces)
+        return replace(first, pieces=pieces, **_axes_of_joined(known, dim))
     if len(known) < len(values):
         raise Unsupported("it joins what can be rescaled with what cannot")
     entries = first.channels
     for value in known[1:]:
+        if len(value.channels) != len(entries):
+            raise OtherAxis("it joins tensors of different numbers of channels")
         entries = merge(entries, value.channels)
-    return replace(first, pieces=(entries,))
+    return replace(first, pieces=(entries,), doubt=common_doubt(known))
+
+
+def _axes_of_joined(values, dim: int) -> dict:
+    """Return `ndim` and `doubt` of a concatenation along the channels, of which there is one matrix, or none."""
+    ndim = next((value.ndim for value in values if value.ndim), None)
+    if any(value.is_matrix for value in values):
+        return {"ndim": 2, "doubt": None}
+    doubt = common_doubt(values)
+    if dim != 1:
+        if doubt and doubt.width:
+            raise OtherAxis("what it joins may have been cut along positions instead of channels")
+        return {"ndim": ndim, "doubt": doubt}
+    if (ndim or 2) > 2:
+        return {"ndim": ndim, "doubt": None}
+    # Sequences of different widths cannot be joined along their positions.
+    widths = {_width(value) for value in values} - {None}
+    if len(widths) > 1:
+        return {"ndim": 2, "doubt": None}
+    no_entries = torch.zeros(0, dtype=torch.long)
+    width = None if doubt and doubt.width is None else widths.pop() if widths else None
+    return {"ndim": 2, "doubt": Doubt(doubt.entries if doubt else no_entries, width)}
+
+
+def _width(value: Value) -> int | None:
+    if value.doubt:
+        return value.doubt.width
+    return None if None in value.pieces else len(value.channels)

@@ -221,6 +221,14 @@ def parted(part):
     return Net(forward, first=nn.Linear(4, 4), second=nn.Linear(2, 3), head=nn.Linear(5, 2))
 
 
+def normalised_parts():
+    """The same behind a batch norm."""
+    part = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4, EXACT))
+    net = parted(lambda x: x.chunk(2, 1))
+    net.first = part
+    return net
+
+
 def joined_along_positions():
     """Channels of two layers that a third one reads with the same weights."""
     return Net(

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from pathspace.case import Case
 from pathspace.nets import (
+    EXACT,
+    Net,
     between_convs,
     between_linear,
     conv,
@@ -25,19 +27,24 @@ from pathspace.pinned_nets import (
     mean_over_tokens,
     norm_called_on_the_input,
     norm_called_twice,
+    of_tokens,
     pooled_channels,
     pooled_columns,
     positions_into_linear,
     product_of_branches,
     recurrent,
+    rows_of_channels,
+    rows_of_two_images,
     shared_weight,
     squeeze_excite,
+    tokens_into_convolution,
     tokens_of,
+    tokens_without_head,
     with_weight_norm,
 )
 from torch import nn
 
-LINE, SQUARE = (2, 4), (2, 3, 3)
+LINE, SQUARE, TOKENS = (2, 4), (2, 3, 3), (4, 3)
 relu = nn.ReLU()
 
 PINNED = [
@@ -124,4 +131,126 @@ PINNED = [
     Case("weight norm", with_weight_norm, 4, pinned=("1",)),
     Case("control flow in a submodule", branching_inside, 3, pinned=("2",)),
     Case("recurrent", recurrent, 3, (2, 3)),
+    Case("tokens dropped", lambda: of_tokens(lambda net, y, x: y[:, 1:]), 0, TOKENS, pinned=("head",)),
+    Case(
+        "tokens dropped, of all columns",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:, :]),
+        0,
+        TOKENS,
+        pinned=("getitem",),
+    ),
+    Case("tokens in chunks", lambda: of_tokens(lambda net, y, x: y.chunk(2, 1)[0]), 0, TOKENS, pinned=("head",)),
+    Case("tokens split", lambda: of_tokens(lambda net, y, x: y.split(2, 1)[1]), 0, TOKENS, pinned=("head",)),
+    Case(
+        "tokens dropped and flattened",
+        lambda: of_tokens(lambda net, y, x: y[:, :2].flatten(1), 8, lambda z: z),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case("tokens dropped in front of the output", tokens_without_head, 0, TOKENS),
+    Case(
+        "tokens averaged in part",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:].mean(1), after=lambda z: z),
+        0,
+        TOKENS,
+        pinned=("mean",),
+    ),
+    Case(
+        "tokens dropped in front of a sigmoid",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:].sigmoid()),
+        0,
+        TOKENS,
+        pinned=("sigmoid",),
+    ),
+    Case(
+        "tokens in another order",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y[:, 2:], y[:, :2]], 1).flatten(1), 16, lambda z: z),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens in another order, one by one",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y[:, 2:], y[:, :2]], 1)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens of two layers, some dropped",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y, net.other(x).relu()], 1)[:, 4:], other=nn.Linear(3, 4)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens dropped and added",
+        lambda: of_tokens(lambda net, y, x: y[:, :1] + y[:, 1:2] - y[:, 2:3]),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens dropped and joined along columns",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y[:, :2], x[:, :2, :1]], -1), 5),
+        0,
+        TOKENS,
+        pinned=("cat",),
+    ),
+    Case(
+        "tokens dropped behind a slope a token",
+        lambda: of_tokens(lambda net, y, x: net.slopes(-y)[:, 1:], slopes=nn.PReLU(4)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens joined with those of the input",
+        lambda: Net(
+            lambda net, x: net.head(torch.cat([net.first(x).relu(), x], 1)).sum(1),
+            first=nn.Linear(4, 4),
+            head=nn.Linear(4, 2),
+        ),
+        0,
+        (2, 4),
+        pinned=("head",),
+    ),
+    Case(
+        "tokens joined with those of the input, flattened",
+        lambda: Net(
+            lambda net, x: net.head(torch.cat([net.first(x).relu(), x], 1).flatten(1)),
+            first=nn.Linear(4, 4),
+            head=nn.Linear(16, 2),
+        ),
+        0,
+        (2, 4),
+        pinned=("flatten",),
+    ),
+    Case(
+        "tokens of layers of different widths",
+        lambda: of_tokens(lambda net, y, x: torch.cat([net.other(x).relu(), y], 2), 7, other=nn.Linear(3, 3)),
+        0,
+        TOKENS,
+        pinned=("cat",),
+    ),
+    Case(
+        "dropped tokens, normalised",
+        lambda: of_tokens(lambda net, y, x: net.norm(y[:, :2]).relu(), norm=nn.BatchNorm1d(2, EXACT)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "normalised tokens, flattened",
+        lambda: of_tokens(
+            lambda net, y, x: net.norm(y).relu().flatten(1), 16, lambda z: z, norm=nn.BatchNorm1d(4, EXACT)
+        ),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case("normalised tokens into a convolution", tokens_into_convolution, 0, TOKENS, pinned=("conv",)),
+    Case("rows of channels", rows_of_channels, 0, (2, 8), pinned=("reshape",)),
+    Case("rows of two images", rows_of_two_images, 0, (4, 4), pinned=("view",)),
 ]
