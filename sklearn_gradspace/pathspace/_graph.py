@@ -395,8 +395,8 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     ----------
     module : Module
         The net, traced by torch.fx in the mode that it is in; it is neither run nor changed. A matrix, or a batch of
-        sequences whose last axis is the features', goes into its linear layers. ``x.view(-1, k)`` is taken to flatten
-        each sample, unless k is the number of channels.
+        sequences whose last axis is the features', goes into its linear layers; a matrix into a ``BatchNorm1d`` beside
+        them. ``x.view(-1, k)`` is taken to flatten each sample, unless k is the number of channels.
 
     Returns
     -------

@@ -232,8 +232,13 @@ def _concatenate(domain: Domain, tensors, dim: int = 0) -> Value:
 
 
 def _split(domain: Domain, value: Value, sizes, dim: int = 0):
-    sizes = list(sizes) if isinstance(sizes, (tuple, list)) else sizes
-    return value.cut(dim, lambda entries: torch.split(entries, sizes))
+    return value.cut(dim, lambda entries: _parts(entries, sizes))
+
+
+def _parts(entries: Tensor, sizes) -> tuple[Tensor, ...]:
+    if isinstance(sizes, (tuple, list)) and sum(sizes) != len(entries):
+        raise OtherAxis(f"its parts are not of {len(entries)} channels")
+    return torch.split(entries, list(sizes) if isinstance(sizes, tuple) else sizes)
 
 
 def _chunk(domain: Domain, value: Value, chunks: int, dim: int = 0):
@@ -242,6 +247,8 @@ def _chunk(domain: Domain, value: Value, chunks: int, dim: int = 0):
 
 def _item(domain: Domain, value: Any, index: Any):
     if isinstance(value, tuple):
+        if isinstance(index, int) and not -len(value) <= index < len(value):
+            raise OtherAxis(f"it takes part {index} of channels that are {len(value)} parts")
         return value[index]
     if not isinstance(value, Value):
         return PLAIN

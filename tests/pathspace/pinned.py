@@ -142,6 +142,20 @@ PINNED = [
     Case("tokens in chunks", lambda: of_tokens(lambda net, y, x: y.chunk(2, 1)[0]), 0, TOKENS, pinned=("head",)),
     Case("tokens split", lambda: of_tokens(lambda net, y, x: y.split(2, 1)[1]), 0, TOKENS, pinned=("head",)),
     Case(
+        "more tokens than columns",
+        lambda: of_tokens(lambda net, y, x: y.split(1, 1)[4]),
+        0,
+        (5, 3),
+        pinned=("getitem",),
+    ),
+    Case(
+        "more tokens than columns, by sizes",
+        lambda: of_tokens(lambda net, y, x: y.split([1, 4], 1)[1]),
+        0,
+        (5, 3),
+        pinned=("split",),
+    ),
+    Case(
         "tokens dropped and flattened",
         lambda: of_tokens(lambda net, y, x: y[:, :2].flatten(1), 8, lambda z: z),
         0,
