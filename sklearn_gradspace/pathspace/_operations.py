@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ._layers import HOMOGENEOUS, NORMALISING, ON_IMAGES, WEIGHTED, Geometry
+from ._layers import HOMOGENEOUS, NORMALISING, ON_IMAGES, WEIGHTED, Geometry, n_positions, positions_behind
 from ._trace import trace
 from ._values import OtherAxis, Unsupported, Value, common_doubt, common_rows, concatenate
 
@@ -24,7 +24,7 @@ PLAIN = object()  # a number that the net computes, of sizes and the like: nothi
 
 @dataclass(frozen=True)
 class Length:
-    """The length of the first axis of tensors that have these `rows`."""
+    """The length of the first axis of tensors that have these `rows`; of another axis, if they are None."""
 
     rows: object
 
@@ -81,8 +81,8 @@ def interpret(module: nn.Module, domain: Domain) -> set[str]:
             values[node] = Value()
             elsewhere.add(node.target)
         elif node.op != "call_module" and not given:
-            first = node.target is operator.getitem and isinstance(args[0], Shape) and args[1] == 0
-            values[node] = Length(args[0].rows) if first else PLAIN
+            of_shape = node.target is operator.getitem and isinstance(args[0], Shape)
+            values[node] = _length_of(args[0], args[1]) if of_shape else PLAIN
         else:
             try:
                 values[node] = _run(node, domain, modules, opaque, args, dict(kwargs))
@@ -135,19 +135,22 @@ def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, la
         geometry = WEIGHTED[kind](layer)
         _check_axis(value, 1 if geometry.ndim else -1)
         entries = domain.weighted(where, layer, geometry, value.columns(geometry.n_in, domain.fill))
-        ndim = geometry.ndim or value.ndim
-        return Value((entries,), 1 if geometry.ndim else -1, ndim, rows=value.rows)
+        if geometry.ndim:
+            return Value((entries,), 1, geometry.ndim, (), positions_behind(layer, value.positions), value.rows)
+        positions = (value.positions, "last axis") if value.is_root else value.positions
+        return Value((entries,), -1, value.ndim, (), positions, value.rows)
     if kind in NORMALISING:
         ndim = NORMALISING[kind] or value.ndim or 2
         _check_axis(value, -1 if ndim == 2 else 1)
         entries = None if value.is_root else value.columns(layer.num_features, domain.fill)
         value = value.as_matrix(domain.fill.new_zeros(0) if entries is None else entries) if ndim == 2 else value
         axis, written = -1 if ndim == 2 else 1, domain.normalised(where, layer, entries)
-        return Value((written,), axis, ndim, rows=value.rows, doubt=value.doubt)
+        return Value((written,), axis, ndim, (), value.positions, value.rows, value.doubt)
     if kind is nn.Flatten:
         return value.flattened(layer.start_dim, layer.end_dim)
     if kind in ON_IMAGES:
         _check_images(value, ON_IMAGES[kind])
+        return replace(value, positions=positions_behind(layer, value.positions))
     if kind not in HOMOGENEOUS:
         raise Unsupported(f"a {kind.__name__} does not commute with rescaling, or is not known to")
     return value
@@ -169,11 +172,16 @@ def _same(domain: Domain, tensor: Value, *args, **kwargs) -> Value:
     return tensor
 
 
+def _adaptive(domain: Domain, tensor: Value, output_size: Any, ndim: int, **kwargs) -> Value:
+    positions = n_positions(output_size, ndim)
+    return replace(_on_images(domain, tensor, ndim=ndim, **kwargs), positions=positions or object())
+
+
 def _on_images(domain: Domain, tensor: Value, *args, ndim: int | None = None, return_indices=False, **kwargs) -> Value:
     if return_indices:
         raise Unsupported("it gives more than one tensor")
     _check_images(tensor, ndim)
-    return tensor
+    return replace(tensor, positions=object())
 
 
 def _pad(domain: Domain, tensor: Value, pad, mode: str = "constant", value: float | None = None) -> Value:
@@ -181,7 +189,7 @@ def _pad(domain: Domain, tensor: Value, pad, mode: str = "constant", value: floa
         raise Unsupported("it pads with a constant other than zero")
     if not tensor.is_root and (tensor.axis != 1 or len(pad) // 2 > (tensor.ndim or 0) - 2):
         raise OtherAxis("it may pad the channels")
-    return Value() if tensor.is_root else tensor
+    return Value() if tensor.is_root else replace(tensor, positions=object())
 
 
 def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
@@ -195,14 +203,19 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
     if first.is_root and second.is_root:
         return Value(rows=rows)
     first, second = (_filled(domain, *pair) if pair[0].is_root else pair[0] for pair in (values, values[::-1]))
-    if (first.axis, first.flat, len(first.pieces)) != (second.axis, second.flat, len(second.pieces)):
+    alike = first.layout == second.layout or [kind for kind, _ in first.layout] == [
+        kind for kind, _ in second.layout[:1]
+    ]
+    if first.axis != second.axis or not alike:
         raise Unsupported("it adds tensors whose channels lie differently")
     pieces = []
     for one, other in zip(first.pieces, second.pieces, strict=True):
         if one is None or other is None or len(one) != len(other):
             raise Unsupported("it adds tensors whose channels lie differently")
         pieces.append(domain.merged(one, domain.times(other, alpha)))
-    return replace(first, pieces=tuple(pieces), ndim=first.ndim or second.ndim, rows=rows, doubt=doubt)
+    positions = first.positions if first.positions == second.positions else object()
+    ndim = first.ndim or second.ndim
+    return replace(first, pieces=tuple(pieces), ndim=ndim, positions=positions, rows=rows, doubt=doubt)
 
 
 def _filled(domain: Domain, root: Value, like: Value) -> Value:
@@ -254,7 +267,7 @@ def _item(domain: Domain, value: Any, index: Any):
         return PLAIN
     rows, columns, *rest = index if isinstance(index, tuple) and len(index) > 1 else (None, None)
     if value.is_root:
-        return value if rows == slice(None) else Value()
+        return Value(rows=value.rows) if rows == slice(None) else Value()
     if (
         isinstance(columns, slice)
         and all(part == slice(None) for part in (rows, *rest))
@@ -270,17 +283,29 @@ def _flatten(domain: Domain, value: Value, start_dim: int = 0, end_dim: int = -1
 
 def _view(domain: Domain, value: Value, *shape) -> Value:
     shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    a_sample = shape[:1] == (Length(value.rows),) or (len(shape) == 2 and shape[0] == -1)
+    first, last = shape if len(shape) == 2 else (*shape[:1], None)
+    as_before = first == Length(value.rows)
     if value.is_root:
-        return value if a_sample else Value()
-    rows = len(shape) == 2 and shape[0] == -1 and value.ndim != 2 and None not in value.pieces and not value.flat
-    if rows and shape[1] == len(value.channels):
-        raise OtherAxis("rows of as many columns as there are channels may be of positions")
+        return Value(rows=value.rows) if as_before or (first == -1 and last is not None) else Value()
+    n_channels = None if value.flat or None in value.pieces else len(value.channels)
+    of_positions = (last == n_channels or isinstance(last, Length)) and value.ndim != 2 and value.positions != 1
+    by_sample = as_before or (first == -1 and not of_positions)
     # Where the channels are the last axis, rows of any length have them in turn.
-    in_turn = value.axis == -1 and value.flat != "repeat" and not value.doubt
-    if len(shape) != 2 or not (a_sample or in_turn):
-        raise OtherAxis("it changes the shape in another way than flattening all but the samples")
-    return replace(value.flattened(1, -1), rows=value.rows if a_sample else object())
+    in_turn = value.axis == -1 and not value.doubt and not value.flat
+    if last is None or not (by_sample or in_turn):
+        raise OtherAxis("it changes the shape, and its rows may be others than the samples")
+    if not by_sample:
+        value = replace(value, positions=object(), rows=object())
+    if isinstance(last, int) and last > 0 and n_channels and value.ndim != 2:
+        value = replace(value, positions=_n_positions(last, n_channels, value.positions))
+    return value.flattened(1, -1)
+
+
+def _n_positions(n_columns: int, n_channels: int, before: object) -> int:
+    times, rest = divmod(n_columns, n_channels)
+    if rest or (isinstance(before, int) and before != times):
+        raise OtherAxis(f"it makes rows of {n_columns} columns, which are not all channels and positions of a sample")
+    return times
 
 
 def _mean(domain: Domain, value: Value, dim=None, keepdim: bool = False, **kwargs) -> Value:
@@ -288,7 +313,13 @@ def _mean(domain: Domain, value: Value, dim=None, keepdim: bool = False, **kwarg
 
 
 def _size(domain: Domain, value: Value, dim: int | None = None):
-    return Shape(value.rows) if dim is None else Length(value.rows) if dim == 0 else PLAIN
+    return Shape(value.rows) if dim is None else _length_of(Shape(value.rows), dim)
+
+
+def _length_of(shape: Shape, index: Any):
+    if not isinstance(index, int):
+        return PLAIN
+    return Length(shape.rows if index == 0 else None)
 
 
 def _length(domain: Domain, value: Value):
@@ -307,7 +338,7 @@ def _attribute(domain: Domain, value: Any, name: str):
     raise Unsupported(f"it takes the attribute {name}")
 
 
-_POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
+_POOLS = ("max_pool", "avg_pool")
 OPERATIONS = {
     **dict.fromkeys(
         (F.relu, torch.relu, torch.relu_, F.leaky_relu, F.rrelu, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d,
@@ -315,6 +346,7 @@ OPERATIONS = {
         _same,
     ),
     **{getattr(F, f"{pool}{n}d"): partial(_on_images, ndim=n + 2) for pool in _POOLS for n in (1, 2, 3)},
+    **{getattr(F, f"adaptive_{pool}{n}d"): partial(_adaptive, ndim=n + 2) for pool in _POOLS for n in (1, 2, 3)},
     **{getattr(torch, f"max_pool{n}d"): partial(_on_images, ndim=n + 2) for n in (1, 2, 3)},
     F.interpolate: _on_images,
     F.pad: _pad,

@@ -1,8 +1,10 @@
 """What a layer's output is to the scale graph: one entry a channel, and where the channels lie.
 
-The entries are numbers of units, or whatever else belongs to a channel. Batch and positions are not looked at.
+The entries are numbers of units, or whatever else belongs to a channel. Lengths of other axes are not known; which of
+them are the same is, in part.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -45,9 +47,12 @@ class Value:
         Where the channels lie.
     ndim : int or None
         Number of axes, where it is known.
-    flat : {"", "repeat", "tile"}
-        Whether positions were flattened into the last axis, and how: all of a channel's positions in a row, or all
-        channels of a position.
+    flat : tuple of (str, object)
+        How positions were flattened into the last axis, a pair a piece, or none. "repeat" is all of a channel's
+        positions in a row, "tile" all channels of a position; with each as many positions as `positions` says.
+    positions : object
+        How many positions there are, all axes but the samples' and the channels': a number, or what is the same for
+        tensors that have as many.
     rows : object
         The same for tensors whose first axis is known to have the same length, and the same meaning.
     doubt : Doubt, optional
@@ -57,7 +62,8 @@ class Value:
     pieces: tuple[Tensor | None, ...] = (None,)
     axis: int = -1
     ndim: int | None = None
-    flat: str = ""
+    flat: tuple[tuple[str, object], ...] = ()
+    positions: object = field(default_factory=object)
     rows: object = field(default_factory=object)
     doubt: Doubt | None = None
 
@@ -72,6 +78,11 @@ class Value:
         return self.ndim == 2 and self.doubt is None
 
     @property
+    def layout(self) -> tuple[tuple[str, object], ...]:
+        """`flat`, with one position where nothing was flattened."""
+        return self.flat or (("", 1),) * len(self.pieces)
+
+    @property
     def channels(self) -> Tensor:
         """All entries, of shape (n_channels,)."""
         if None in self.pieces or self.flat:
@@ -80,20 +91,36 @@ class Value:
 
     def columns(self, n: int, fill: Tensor) -> Tensor:
         """Return the entries of `n` columns; `fill` of shape () is what columns that cannot be rescaled get."""
-        known = sum(len(piece) for piece in self.pieces if piece is not None)
-        holes = len(self.pieces) - sum(piece is not None for piece in self.pieces)
-        if holes == len(self.pieces):
+        if self.is_root:
             return fill.expand(n)
-        if holes > 1 or (holes and (self.flat or known >= n)):
-            raise OtherAxis("what it reads are rescaled and other columns, of which it is not known which are which")
-        hole = fill.expand(max(0, n - known))
-        entries = torch.cat([hole if piece is None else piece for piece in self.pieces])
-        times = n // len(entries) if self.flat else 1
-        if len(entries) * times != n:
-            raise OtherAxis(f"it reads {n} columns where {len(entries)} channels come in")
+        layout = list(zip(self.pieces, self.layout, strict=True))
+        left, unknown = n, Counter[object]()
+        for piece, (_, positions) in layout:
+            if piece is None:
+                unknown[object()] = 1
+            elif isinstance(positions, int):
+                left -= positions * len(piece)
+            else:
+                unknown[positions] += len(piece)
+        if len(unknown) > 1:
+            raise OtherAxis(
+                "what it reads are rescaled and other columns, or channels of several tensors that were flattened, of "
+                "which it is not known which are which"
+            )
+        each = sum(unknown.values())  # channels of which as many positions are left
+        if (each == 0) != (left == 0) or (each and (left < each or left % each)):
+            raise OtherAxis(
+                f"it reads {n} columns where {sum(len(p) for p, _ in layout if p is not None)} channels come in"
+            )
+        columns = []
+        for piece, (kind, positions) in layout:
+            times = positions if isinstance(positions, int) else left // each
+            entries = fill.expand(left) if piece is None else piece
+            times = 1 if piece is None else times
+            columns.append(entries.repeat_interleave(times) if kind == "repeat" else entries.repeat(times))
         if self.doubt and len(self.doubt.entries) and self.doubt.width and n % self.doubt.width == 0:
             raise OtherAxis("what it reads may have been cut along positions instead of channels")
-        return entries.repeat_interleave(times) if self.flat == "repeat" else entries.repeat(times)
+        return torch.cat(columns)
 
     def is_channel_axis(self, dim: int) -> bool:
         """Return whether `dim` is where the channels lie; a linear layer's output is taken to be a matrix."""
@@ -114,14 +141,15 @@ class Value:
     def flattened(self, start: int, end: int) -> "Value":
         """Return what flattening the axes from `start` to `end` makes of it."""
         if self.is_root:
-            return self if start > 0 else Value()
+            return Value(rows=self.rows) if start > 0 else Value()
         if self.ndim == 2 and start == 1:
             if self.doubt and None in self.pieces:
                 raise OtherAxis("it flattens what may be sequences, of which some cannot be rescaled")
             return self
         last = end == -1 or (self.ndim is not None and end == self.ndim - 1)
         if last and start == 1:
-            return replace(self, axis=-1, ndim=2, flat="repeat" if self.axis == 1 else "tile")
+            kind, pieces = ("repeat", self.pieces) if self.axis == 1 else ("tile", (self.channels,))
+            return replace(self, pieces=pieces, axis=-1, ndim=2, flat=((kind, self.positions),) * len(pieces))
         if last and start >= 2 and self.axis == 1:
             return replace(self, ndim=start + 1)
         raise OtherAxis(f"it flattens the axes {start} to {end}")
@@ -130,14 +158,15 @@ class Value:
         """Return what a mean or a sum over `dims` makes of it."""
         dims = [dims] if isinstance(dims, int) else dims
         if self.is_root:
-            return self if dims and min(dims) > 0 else Value()
+            return Value(rows=self.rows) if dims and min(dims) > 0 else Value()
         if dims is None or self.ndim is None:
             raise OtherAxis("it is not known which axes it reduces")
         dims = {dim % self.ndim for dim in dims}
         if dims & {0, self.axis % self.ndim}:
             raise OtherAxis("it reduces the channels or the samples")
         ndim = self.ndim if keepdim else self.ndim - len(dims)
-        return replace(self, ndim=ndim, axis=-1 if ndim == 2 else self.axis)
+        positions = 1 if len(dims) == self.ndim - 2 else object()
+        return replace(self, ndim=ndim, axis=-1 if ndim == 2 else self.axis, positions=positions)
 
     def cut(self, dim: int, parts) -> tuple["Value", ...]:
         """Return the parts along `dim`, which `parts` makes of the entries."""
@@ -173,11 +202,12 @@ def concatenate(values, dim: int, merge) -> Value:
     if not known:
         return Value(rows=rows)
     first = replace(known[0], ndim=next((value.ndim for value in known if value.ndim), None), rows=rows)
-    if any((value.axis, value.flat) != (first.axis, first.flat) for value in known) or first.flat:
+    if any(value.axis != first.axis for value in known):
         raise Unsupported("it joins tensors whose channels lie differently")
     if first.is_channel_axis(dim):
         pieces = tuple(piece for value in values for piece in value.pieces)
-        return replace(first, pieces=pieces, **_axes_of_joined(known, dim))
+        flat = sum((value.layout for value in values), ()) if any(value.flat for value in known) else ()
+        return replace(first, pieces=pieces, flat=flat, **_axes_of_joined(known, dim))
     if len(known) < len(values):
         raise Unsupported("it joins what can be rescaled with what cannot")
     entries = first.channels
@@ -185,7 +215,7 @@ def concatenate(values, dim: int, merge) -> Value:
         if len(value.channels) != len(entries):
             raise OtherAxis("it joins tensors of different numbers of channels")
         entries = merge(entries, value.channels)
-    return replace(first, pieces=(entries,), doubt=common_doubt(known))
+    return replace(first, pieces=(entries,), positions=object(), doubt=common_doubt(known))
 
 
 def _axes_of_joined(values, dim: int) -> dict:

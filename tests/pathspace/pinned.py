@@ -9,7 +9,9 @@ from pathspace.nets import (
     between_convs,
     between_linear,
     conv,
+    flattened,
     in_place,
+    side_by_side,
     two_convs,
     with_activation,
 )
@@ -43,6 +45,11 @@ from pathspace.pinned_nets import (
     with_weight_norm,
 )
 from torch import nn
+
+
+def pooled_conv(size):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Conv2d(2, 3, (1, 2)), nn.ReLU(), nn.Conv2d(3, 2, 1))
+
 
 LINE, SQUARE, TOKENS = (2, 4), (2, 3, 3), (4, 3)
 relu = nn.ReLU()
@@ -108,7 +115,7 @@ PINNED = [
     Case("positions into a linear layer", positions_into_linear, 0, (2, 5), pinned=("positions",)),
     Case("transposed", lambda: tokens_of(lambda x: x.transpose(1, 2)), 4, LINE, pinned=("transpose",)),
     Case("columns into images", columns_into_images, 2, pinned=("view",)),
-    Case("half rows", half_rows, 0, pinned=("head",)),
+    Case("half rows", half_rows, 0, pinned=("view",)),
     Case(
         "shuffled pixels",
         lambda: two_convs(nn.Conv2d(1, 3, 2), nn.PixelShuffle(2), features=3),
@@ -265,6 +272,58 @@ PINNED = [
         pinned=("head",),
     ),
     Case("normalised tokens into a convolution", tokens_into_convolution, 0, TOKENS, pinned=("conv",)),
+    Case(
+        "flattened side by side, of unknown lengths",
+        lambda: side_by_side(lambda a, b, x: torch.cat([a.flatten(1), b.flatten(1)], 1), 32, second=nn.Conv1d(2, 3, 2)),
+        0,
+        (2, 5),
+        pinned=("head",),
+    ),
+    Case(
+        "flattened side by side, in two orders, and added",
+        lambda: side_by_side(
+            lambda a, b, x: torch.cat([a.flatten(1), b.flatten(1)], 1) + torch.cat([b.flatten(1), a.flatten(1)], 1),
+            36,
+            second=nn.Conv1d(2, 4, 2),
+        ),
+        0,
+        (2, 5),
+        pinned=("add",),
+    ),
+    Case(
+        "flattened side by side, of as many positions in other shapes",
+        lambda: side_by_side(
+            lambda a, b, x: torch.cat([a.flatten(1), b.flatten(1)], 1),
+            20,
+            pooled_conv((2, 4)),
+            pooled_conv((4, 2)),
+        ),
+        6,
+        (2, 5, 5),
+        pinned=("head",),
+    ),
+    Case(
+        "flattened beside the input",
+        lambda: side_by_side(lambda a, b, x: torch.cat([a.flatten(1), x.flatten(1)], 1), 30),
+        3,
+        (2, 5),
+        pinned=("head",),
+    ),
+    Case(
+        "joined with the input and flattened",
+        lambda: side_by_side(lambda a, b, x: torch.cat([a, x], 1).flatten(1), 30),
+        3,
+        (2, 5),
+        pinned=("head",),
+    ),
+    Case("rows of positions", lambda: flattened(lambda x: x.view(-1, x.size(1)), 3), 0, SQUARE, pinned=("view",)),
+    Case(
+        "rows of two positions",
+        lambda: flattened(lambda x: F.adaptive_avg_pool2d(x, 2).view(-1, 6), 6),
+        0,
+        SQUARE,
+        pinned=("view",),
+    ),
     Case("rows of channels", rows_of_channels, 0, (2, 8), pinned=("reshape",)),
     Case("rows of two images", rows_of_two_images, 0, (4, 4), pinned=("view",)),
 ]
