@@ -82,7 +82,7 @@ def n_positions(size, ndim: int | None) -> int | None:
     return math.prod(size) if isinstance(size, tuple) and all(isinstance(n, int) for n in size) else None
 
 
-def positions_behind(layer: nn.Module, before) -> object:
+def positions_behind(layer, before) -> object:
     """Return how many positions there are behind a layer on images: a number, or what is the same if they are as many.
 
     Parameters

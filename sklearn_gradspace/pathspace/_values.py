@@ -28,7 +28,8 @@ class Doubt:
     entries : Tensor of shape (n,)
         Entries that cannot be rescaled if it is no matrix.
     width : int or None
-        Length of its last axis if it is no matrix; None where it is taken for a matrix until a layer disagrees.
+        What divides the length of its last axis if it is no matrix; None where it is taken for a matrix until a layer
+        disagrees.
     """
 
     entries: Tensor
@@ -145,7 +146,8 @@ class Value:
         if self.ndim == 2 and start == 1:
             if self.doubt and None in self.pieces:
                 raise OtherAxis("it flattens what may be sequences, of which some cannot be rescaled")
-            return self
+            known = self.doubt is None or self.doubt.width is None
+            return self if known else replace(self, doubt=replace(self.doubt, width=1))
         last = end == -1 or (self.ndim is not None and end == self.ndim - 1)
         if last and start == 1:
             kind, pieces = ("repeat", self.pieces) if self.axis == 1 else ("tile", (self.channels,))
@@ -192,7 +194,7 @@ def common_doubt(values) -> Doubt | None:
     if not doubts:
         return None
     widths = [doubt.width for doubt in doubts]
-    return Doubt(torch.cat([doubt.entries for doubt in doubts]), None if None in widths else max(widths))
+    return Doubt(torch.cat([doubt.entries for doubt in doubts]), None if None in widths else min(widths))
 
 
 def concatenate(values, dim: int, merge) -> Value:
@@ -232,10 +234,10 @@ def _axes_of_joined(values, dim: int) -> dict:
         return {"ndim": ndim, "doubt": None}
     # Sequences of different widths cannot be joined along their positions.
     widths = {_width(value) for value in values} - {None}
-    if len(widths) > 1:
+    if len(widths) > 1 and 1 not in widths:
         return {"ndim": 2, "doubt": None}
     no_entries = torch.zeros(0, dtype=torch.long)
-    width = None if doubt and doubt.width is None else widths.pop() if widths else None
+    width = None if doubt and doubt.width is None else min(widths, default=None)
     return {"ndim": 2, "doubt": Doubt(doubt.entries if doubt else no_entries, width)}
 
 

@@ -149,6 +149,13 @@ PINNED = [
     Case("tokens in chunks", lambda: of_tokens(lambda net, y, x: y.chunk(2, 1)[0]), 0, TOKENS, pinned=("head",)),
     Case("tokens split", lambda: of_tokens(lambda net, y, x: y.split(2, 1)[1]), 0, TOKENS, pinned=("head",)),
     Case(
+        "tokens dropped, flattened, and columns dropped",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:].flatten(1)[:, 1:3], 2, lambda z: z),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
         "more tokens than columns",
         lambda: of_tokens(lambda net, y, x: y.split(1, 1)[4]),
         0,
