@@ -1,5 +1,6 @@
 """Layers that have weights: which input and output channel each entry of a weight belongs to."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -73,3 +74,37 @@ ON_IMAGES = {
     for layer in HOMOGENEOUS
     if any(kind in layer.__name__ for kind in ("Pool", "Pad", "Upsampl"))
 }
+
+
+def n_positions(size, ndim: int | None) -> int | None:
+    """Return how many positions images of `ndim` axes have, whose `size` is a number or several, if they are known."""
+    size = (size,) * ((ndim or 2) - 2) if isinstance(size, int) else size
+    return math.prod(size) if isinstance(size, tuple) and all(isinstance(n, int) for n in size) else None
+
+
+def positions_behind(layer, before) -> object:
+    """Return how many positions there are behind a layer on images: a number, or what is the same if they are as many.
+
+    Parameters
+    ----------
+    layer : Module
+        A convolution, or one of `ON_IMAGES`.
+    before : int or object
+        The same in front of it.
+    """
+    if type(layer) not in WEIGHTED:
+        known = n_positions(getattr(layer, "output_size", None), ON_IMAGES[type(layer)])
+        return known or (_shape_like(before), str(layer))
+    taps = list(zip(layer.kernel_size, layer.stride, layer.dilation, layer.output_padding, strict=True))
+    padding = (0,) * len(taps) if layer.padding == "valid" else layer.padding
+    if padding == "same" or all(
+        (stride, 2 * pad, more) == (1, dilation * (kernel - 1), 0)
+        for (kernel, stride, dilation, more), pad in zip(taps, padding, strict=True)
+    ):
+        return before
+    return _shape_like(before), layer.transposed, tuple(taps), padding
+
+
+def _shape_like(before) -> object:
+    """Return what is the same for images of the same shape; those of the same number of positions need not have it."""
+    return object() if isinstance(before, int) else before

@@ -6,7 +6,7 @@ channel is, a unit or a number, is up to the `domain`, see `interpret`.
 
 import math
 import operator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Number
 from typing import Any, Protocol
@@ -15,11 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ._layers import HOMOGENEOUS, NORMALISING, ON_IMAGES, WEIGHTED, Geometry
+from ._layers import HOMOGENEOUS, NORMALISING, ON_IMAGES, WEIGHTED, Geometry, n_positions, positions_behind
 from ._trace import trace
-from ._values import Unsupported, Value, concatenate
+from ._values import OtherAxis, Unsupported, Value, common_doubt, common_rows, concatenate
 
-PLAIN = object()  # a size, a shape, a number that the net computes: nothing that could be rescaled
+PLAIN = object()  # a number that the net computes, of sizes and the like: nothing that could be rescaled
+
+
+@dataclass(frozen=True)
+class Length:
+    """The length of the first axis of tensors that have these `rows`; of another axis, if they are None."""
+
+    rows: object
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a tensor that has these `rows`."""
+
+    rows: object
 
 
 class Domain(Protocol):
@@ -39,8 +53,8 @@ class Domain(Protocol):
     def times(self, entries: Tensor, factor: float | None) -> Tensor:
         """Return the entries times a constant, None if it is not known."""
 
-    def pin(self, values: list[Value], where: str, reason: str) -> None:
-        """Take note that channels cannot be rescaled."""
+    def pin(self, values: list[Value], where: str, reason: str, *, no_matrix: bool = False) -> None:
+        """Take note that channels cannot be rescaled; `no_matrix`, since their axis is not the one that it was."""
 
 
 def interpret(module: nn.Module, domain: Domain, traced: tuple[fx.Graph, dict[str, str]] | None = None) -> set[str]:
@@ -63,18 +77,20 @@ def interpret(module: nn.Module, domain: Domain, traced: tuple[fx.Graph, dict[st
         given = _values((args, kwargs))
         if node.op == "output":
             domain.pin(given, "output", "")
-        elif node.op in ("placeholder", "get_attr"):
+        elif node.op == "placeholder":
+            values[node] = Value(rows="samples")
+        elif node.op == "get_attr":
             values[node] = Value()
-            if node.op == "get_attr":
-                elsewhere.add(node.target)
+            elsewhere.add(node.target)
         elif node.op != "call_module" and not given:
-            values[node] = PLAIN
+            of_shape = node.target is operator.getitem and isinstance(args[0], Shape)
+            values[node] = _length_of(args[0], args[1]) if of_shape else PLAIN
         else:
             try:
                 values[node] = _run(node, domain, modules, opaque, args, dict(kwargs))
             except Unsupported as reason:
                 where = node.target if node.op == "call_module" else f"{node.name} ({_layer_of(node)})"
-                domain.pin(given, where, str(reason))
+                domain.pin(given, where, str(reason), no_matrix=isinstance(reason, OtherAxis))
                 values[node] = Value()
                 if node.op == "call_module":
                     elsewhere.update(f"{where}.{name}" for name, _ in modules[where].named_parameters())
@@ -121,52 +137,61 @@ def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, la
         geometry = WEIGHTED[kind](layer)
         _check_axis(value, 1 if geometry.ndim else -1)
         entries = domain.weighted(where, layer, geometry, value.columns(geometry.n_in, domain.fill))
-        ndim = geometry.ndim or value.ndim
-        return Value((entries,), 1 if geometry.ndim else -1, ndim)
+        if geometry.ndim:
+            return Value((entries,), 1, geometry.ndim, (), positions_behind(layer, value.positions), value.rows)
+        positions = (value.positions, "last axis") if value.is_root else value.positions
+        return Value((entries,), -1, value.ndim, (), positions, value.rows)
     if kind in NORMALISING:
         ndim = NORMALISING[kind] or value.ndim or 2
         _check_axis(value, -1 if ndim == 2 else 1)
         entries = None if value.is_root else value.columns(layer.num_features, domain.fill)
-        return Value((domain.normalised(where, layer, entries),), -1 if ndim == 2 else 1, ndim)
+        value = value.as_matrix(domain.fill.new_zeros(0) if entries is None else entries) if ndim == 2 else value
+        axis, written = -1 if ndim == 2 else 1, domain.normalised(where, layer, entries)
+        return Value((written,), axis, ndim, (), value.positions, value.rows, value.doubt)
     if kind is nn.Flatten:
         return value.flattened(layer.start_dim, layer.end_dim)
-    if kind is nn.PReLU and layer.num_parameters > 1:
-        _check_axis(value, -1 if value.ndim in (None, 2) else 1)
-        return value.as_matrix()
     if kind in ON_IMAGES:
         _check_images(value, ON_IMAGES[kind])
+        return replace(value, positions=positions_behind(layer, value.positions))
     if kind not in HOMOGENEOUS:
         raise Unsupported(f"a {kind.__name__} does not commute with rescaling, or is not known to")
     return value
 
 
 def _check_axis(value: Value, axis: int) -> None:
-    if not value.is_root and value.axis != axis and value.ndim != 2:
-        raise Unsupported("it acts on another axis than the channels")
+    # Behind a batch norm of the input, the first axis but the samples' may be the last one, or not.
+    either = value.ndim == 2 and (axis == -1 or (value.doubt and not len(value.doubt.entries)))
+    if not value.is_root and value.axis != axis and not either:
+        raise OtherAxis("it acts on another axis than the channels")
 
 
 def _check_images(value: Value, ndim: int | None) -> None:
     if not value.is_root and (value.axis != 1 or (value.ndim or 0) < 3 or ndim not in (None, value.ndim)):
-        raise Unsupported("it takes other axes for positions")
+        raise OtherAxis("it takes other axes for positions")
 
 
 def _same(domain: Domain, tensor: Value, *args, **kwargs) -> Value:
     return tensor
 
 
+def _adaptive(domain: Domain, tensor: Value, output_size: Any, ndim: int, **kwargs) -> Value:
+    positions = n_positions(output_size, ndim)
+    return replace(_on_images(domain, tensor, ndim=ndim, **kwargs), positions=positions or object())
+
+
 def _on_images(domain: Domain, tensor: Value, *args, ndim: int | None = None, return_indices=False, **kwargs) -> Value:
     if return_indices:
         raise Unsupported("it gives more than one tensor")
     _check_images(tensor, ndim)
-    return tensor
+    return replace(tensor, positions=object())
 
 
 def _pad(domain: Domain, tensor: Value, pad, mode: str = "constant", value: float | None = None) -> Value:
     if mode == "constant" and value:
         raise Unsupported("it pads with a constant other than zero")
     if not tensor.is_root and (tensor.axis != 1 or len(pad) // 2 > (tensor.ndim or 0) - 2):
-        raise Unsupported("it may pad the channels")
-    return tensor
+        raise OtherAxis("it may pad the channels")
+    return Value() if tensor.is_root else replace(tensor, positions=object())
 
 
 def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
@@ -176,17 +201,23 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
             return values[0]
         raise Unsupported("it adds a constant")
     first, second = values
+    rows, doubt = common_rows(values), common_doubt(values)
     if first.is_root and second.is_root:
-        return first
+        return Value(rows=rows)
     first, second = (_filled(domain, *pair) if pair[0].is_root else pair[0] for pair in (values, values[::-1]))
-    if (first.axis, first.flat, len(first.pieces)) != (second.axis, second.flat, len(second.pieces)):
+    alike = first.layout == second.layout or [kind for kind, _ in first.layout] == [
+        kind for kind, _ in second.layout[:1]
+    ]
+    if first.axis != second.axis or not alike:
         raise Unsupported("it adds tensors whose channels lie differently")
     pieces = []
     for one, other in zip(first.pieces, second.pieces, strict=True):
         if one is None or other is None or len(one) != len(other):
             raise Unsupported("it adds tensors whose channels lie differently")
         pieces.append(domain.merged(one, domain.times(other, alpha)))
-    return replace(first, pieces=tuple(pieces), ndim=first.ndim or second.ndim)
+    positions = first.positions if first.positions == second.positions else object()
+    ndim = first.ndim or second.ndim
+    return replace(first, pieces=tuple(pieces), ndim=ndim, positions=positions, rows=rows, doubt=doubt)
 
 
 def _filled(domain: Domain, root: Value, like: Value) -> Value:
@@ -196,7 +227,7 @@ def _filled(domain: Domain, root: Value, like: Value) -> Value:
 def _product(domain: Domain, first: Any, second: Any, *, inverse: bool = False) -> Value:
     if isinstance(first, Value) and isinstance(second, Value):
         if first.is_root and second.is_root:
-            return Value()
+            return Value(rows=common_rows((first, second)))
         raise Unsupported("it multiplies two tensors")
     value, factor = (first, second) if isinstance(first, Value) else (second, first)
     if inverse and value is second and not value.is_root:
@@ -216,24 +247,35 @@ def _concatenate(domain: Domain, tensors, dim: int = 0) -> Value:
 
 
 def _split(domain: Domain, value: Value, sizes, dim: int = 0):
-    return value.split(list(sizes) if isinstance(sizes, (tuple, list)) else sizes, dim)
+    return value.cut(dim, lambda entries: _parts(entries, sizes))
+
+
+def _parts(entries: Tensor, sizes) -> tuple[Tensor, ...]:
+    if isinstance(sizes, (tuple, list)) and sum(sizes) != len(entries):
+        raise OtherAxis(f"its parts are not of {len(entries)} channels")
+    return torch.split(entries, list(sizes) if isinstance(sizes, tuple) else sizes)
 
 
 def _chunk(domain: Domain, value: Value, chunks: int, dim: int = 0):
-    return value.split(max(1, math.ceil(len(value.channels) / chunks)), dim)
+    return value.cut(dim, lambda entries: torch.split(entries, max(1, math.ceil(len(entries) / chunks))))
 
 
 def _item(domain: Domain, value: Any, index: Any):
     if isinstance(value, tuple):
+        if isinstance(index, int) and not -len(value) <= index < len(value):
+            raise OtherAxis(f"it takes part {index} of channels that are {len(value)} parts")
         return value[index]
     if not isinstance(value, Value):
         return PLAIN
+    rows, columns, *rest = index if isinstance(index, tuple) and len(index) > 1 else (None, None)
     if value.is_root:
-        return value
-    if isinstance(index, tuple) and len(index) > 1 and value.is_channel_axis(1):
-        rows, columns, *rest = index
-        if isinstance(columns, slice) and all(part == slice(None) for part in (rows, *rest)):
-            return replace(value.as_matrix(), pieces=(value.channels[columns],))
+        return Value(rows=value.rows) if rows == slice(None) else Value()
+    if (
+        isinstance(columns, slice)
+        and all(part == slice(None) for part in (rows, *rest))
+        and len(rest) < (value.ndim or 2) - 1
+    ):
+        return value.cut(1, lambda entries: (entries[columns],))[0]
     raise Unsupported("it takes a part of a tensor")
 
 
@@ -242,17 +284,48 @@ def _flatten(domain: Domain, value: Value, start_dim: int = 0, end_dim: int = -1
 
 
 def _view(domain: Domain, value: Value, *shape) -> Value:
-    shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape  # type: ignore[assignment]
-    rows = len(shape) == 2 and shape[0] == -1 and value.ndim != 2 and None not in value.pieces and not value.flat
-    if rows and shape[1] == len(value.channels):
-        raise Unsupported("rows of as many columns as there are channels may be of positions")
-    if not value.is_root and not (len(shape) == 2 and (shape[0] in (PLAIN, -1) or shape[1] == -1)):
-        raise Unsupported("it changes the shape in another way than flattening all but the samples")
+    shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    first, last = shape if len(shape) == 2 else (*shape[:1], None)
+    as_before = first == Length(value.rows)
+    if value.is_root:
+        return Value(rows=value.rows) if as_before or (first == -1 and last is not None) else Value()
+    n_channels = None if value.flat or None in value.pieces else len(value.channels)
+    of_positions = (last == n_channels or isinstance(last, Length)) and value.ndim != 2 and value.positions != 1
+    by_sample = as_before or (first == -1 and not of_positions)
+    # Where the channels are the last axis, rows of any length have them in turn.
+    in_turn = value.axis == -1 and not value.doubt and not value.flat
+    if last is None or not (by_sample or in_turn):
+        raise OtherAxis("it changes the shape, and its rows may be others than the samples")
+    if not by_sample:
+        value = replace(value, positions=object(), rows=object())
+    if isinstance(last, int) and last > 0 and n_channels and value.ndim != 2:
+        value = replace(value, positions=_n_positions(last, n_channels, value.positions))
     return value.flattened(1, -1)
+
+
+def _n_positions(n_columns: int, n_channels: int, before: object) -> int:
+    times, rest = divmod(n_columns, n_channels)
+    if rest or (isinstance(before, int) and before != times):
+        raise OtherAxis(f"it makes rows of {n_columns} columns, which are not all channels and positions of a sample")
+    return times
 
 
 def _mean(domain: Domain, value: Value, dim=None, keepdim: bool = False, **kwargs) -> Value:
     return value.reduced(dim, keepdim)
+
+
+def _size(domain: Domain, value: Value, dim: int | None = None):
+    return Shape(value.rows) if dim is None else _length_of(Shape(value.rows), dim)
+
+
+def _length_of(shape: Shape, index: Any):
+    if not isinstance(index, int):
+        return PLAIN
+    return Length(shape.rows if index == 0 else None)
+
+
+def _length(domain: Domain, value: Value):
+    return _size(domain, value, 0)
 
 
 def _plain(domain: Domain, *args, **kwargs):
@@ -260,12 +333,14 @@ def _plain(domain: Domain, *args, **kwargs):
 
 
 def _attribute(domain: Domain, value: Any, name: str):
-    if name in ("shape", "ndim", "device", "dtype") or not isinstance(value, Value):
+    if name == "shape" and isinstance(value, Value):
+        return Shape(value.rows)
+    if name in ("ndim", "device", "dtype") or not isinstance(value, Value):
         return PLAIN
     raise Unsupported(f"it takes the attribute {name}")
 
 
-_POOLS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
+_POOLS = ("max_pool", "avg_pool")
 OPERATIONS = {
     **dict.fromkeys(
         (F.relu, torch.relu, torch.relu_, F.leaky_relu, F.rrelu, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d,
@@ -273,6 +348,7 @@ OPERATIONS = {
         _same,
     ),
     **{getattr(F, f"{pool}{n}d"): partial(_on_images, ndim=n + 2) for pool in _POOLS for n in (1, 2, 3)},
+    **{getattr(F, f"adaptive_{pool}{n}d"): partial(_adaptive, ndim=n + 2) for pool in _POOLS for n in (1, 2, 3)},
     **{getattr(torch, f"max_pool{n}d"): partial(_on_images, ndim=n + 2) for n in (1, 2, 3)},
     F.interpolate: _on_images,
     F.pad: _pad,
@@ -287,7 +363,7 @@ OPERATIONS = {
     operator.getitem: _item,
     **dict.fromkeys((torch.mean, torch.sum), _mean),
     getattr: _attribute,
-    len: _plain,
+    len: _length,
 }  # fmt: skip
 METHODS = {
     **dict.fromkeys(("relu", "relu_", "contiguous", "clone", "neg"), _same),
@@ -299,5 +375,6 @@ METHODS = {
     "chunk": _chunk,
     "split": _split,
     **dict.fromkeys(("mean", "sum"), _mean),
-    **dict.fromkeys(("size", "dim"), _plain),
+    "size": _size,
+    "dim": _plain,
 }

@@ -121,7 +121,7 @@ class _NormDomain:
             raise ValueError("path_norm: the net multiplies by a number that depends on its input's shape.")
         return entries * factor**2
 
-    def pin(self, values, where: str, reason: str) -> None:
+    def pin(self, values, where: str, reason: str, *, no_matrix: bool = False) -> None:
         pieces = [piece for value in values for piece in value.pieces if piece is not None]
         if reason and pieces:
             raise ValueError(f"path_norm: there are no path values through {where}: {reason}.")

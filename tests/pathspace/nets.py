@@ -221,6 +221,33 @@ def parted(part):
     return Net(forward, first=nn.Linear(4, 4), second=nn.Linear(2, 3), head=nn.Linear(5, 2))
 
 
+def side_by_side(join, features, first=None, second=None):
+    """Two convolutions of the same images, what `join` makes of their units and the images, and a linear layer."""
+    return Net(
+        lambda net, x: net.head(join(net.first(x).relu(), net.second(x).relu(), x)),
+        first=first or nn.Conv1d(2, 4, 1),
+        second=second or nn.Conv1d(2, 3, 1),
+        head=nn.Linear(features, 2),
+    )
+
+
+def beside_a_linear_branch():
+    """Flattened images beside units of a linear layer of their mean."""
+
+    def forward(net, x):
+        return net.head(torch.cat([net.linear(x.mean(2)).relu(), net.conv(x).relu().flatten(1)], 1))
+
+    return Net(forward, conv=nn.Conv1d(2, 4, 2), linear=nn.Linear(2, 3), head=nn.Linear(19, 2))
+
+
+def normalised_parts():
+    """The same behind a batch norm."""
+    part = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4, EXACT))
+    net = parted(lambda x: x.chunk(2, 1))
+    net.first = part
+    return net
+
+
 def joined_along_positions():
     """Channels of two layers that a third one reads with the same weights."""
     return Net(

@@ -4,11 +4,15 @@ import torch
 import torch.nn.functional as F
 from pathspace.case import Case
 from pathspace.nets import (
+    EXACT,
     Block,
+    Net,
     between_convs,
     between_linear,
     conv,
+    flattened,
     in_place,
+    side_by_side,
     two_convs,
     with_activation,
 )
@@ -29,6 +33,7 @@ from pathspace.pinned_nets import (
     mean_over_tokens,
     norm_called_on_the_input,
     norm_called_twice,
+    of_tokens,
     pooled_channels,
     pooled_columns,
     positions_into_linear,
@@ -36,15 +41,24 @@ from pathspace.pinned_nets import (
     recurrent,
     returns_hidden_units,
     returns_what_a_norm_reads,
+    rows_of_channels,
+    rows_of_two_images,
     shared_weight,
     squeeze_excite,
+    tokens_into_convolution,
     tokens_of,
+    tokens_without_head,
     with_weight_norm,
 )
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-LINE, SQUARE = (2, 4), (2, 3, 3)
+
+def pooled_conv(size):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(size), nn.Conv2d(2, 3, (1, 2)), nn.ReLU(), nn.Conv2d(3, 2, 1))
+
+
+LINE, SQUARE, TOKENS = (2, 4), (2, 3, 3), (4, 3)
 relu = nn.ReLU()
 
 PINNED = [
@@ -108,7 +122,7 @@ PINNED = [
     Case("positions into a linear layer", positions_into_linear, 0, (2, 5), pinned=("positions",)),
     Case("transposed", lambda: tokens_of(lambda x: x.transpose(1, 2)), 4, LINE, pinned=("transpose",)),
     Case("columns into images", columns_into_images, 2, pinned=("view",)),
-    Case("half rows", half_rows, 0, pinned=("head",)),
+    Case("half rows", half_rows, 0, pinned=("view",)),
     Case(
         "shuffled pixels",
         lambda: two_convs(nn.Conv2d(1, 3, 2), nn.PixelShuffle(2), features=3),
@@ -139,4 +153,199 @@ PINNED = [
     Case("returns hidden units as well", returns_hidden_units, 3, pinned=("output",)),
     Case("returns what a batch norm reads", returns_what_a_norm_reads, 0, pinned=("output",)),
     Case("a residual block at the output", lambda: nn.Sequential(nn.Linear(4, 3), Block(3, 2)), 2, pinned=("output",)),
+    Case("tokens dropped", lambda: of_tokens(lambda net, y, x: y[:, 1:]), 0, TOKENS, pinned=("head",)),
+    Case(
+        "tokens dropped, of all columns",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:, :]),
+        0,
+        TOKENS,
+        pinned=("getitem",),
+    ),
+    Case("tokens in chunks", lambda: of_tokens(lambda net, y, x: y.chunk(2, 1)[0]), 0, TOKENS, pinned=("head",)),
+    Case("tokens split", lambda: of_tokens(lambda net, y, x: y.split(2, 1)[1]), 0, TOKENS, pinned=("head",)),
+    Case(
+        "tokens dropped, flattened, and columns dropped",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:].flatten(1)[:, 1:3], 2, lambda z: z),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "more tokens than columns",
+        lambda: of_tokens(lambda net, y, x: y.split(1, 1)[4]),
+        0,
+        (5, 3),
+        pinned=("getitem",),
+    ),
+    Case(
+        "more tokens than columns, by sizes",
+        lambda: of_tokens(lambda net, y, x: y.split([1, 4], 1)[1]),
+        0,
+        (5, 3),
+        pinned=("split",),
+    ),
+    Case(
+        "tokens dropped and flattened",
+        lambda: of_tokens(lambda net, y, x: y[:, :2].flatten(1), 8, lambda z: z),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case("tokens dropped in front of the output", tokens_without_head, 0, TOKENS),
+    Case(
+        "tokens averaged in part",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:].mean(1), after=lambda z: z),
+        0,
+        TOKENS,
+        pinned=("mean",),
+    ),
+    Case(
+        "tokens dropped in front of a sigmoid",
+        lambda: of_tokens(lambda net, y, x: y[:, 1:].sigmoid()),
+        0,
+        TOKENS,
+        pinned=("sigmoid",),
+    ),
+    Case(
+        "tokens in another order",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y[:, 2:], y[:, :2]], 1).flatten(1), 16, lambda z: z),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens in another order, one by one",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y[:, 2:], y[:, :2]], 1)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens of two layers, some dropped",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y, net.other(x).relu()], 1)[:, 4:], other=nn.Linear(3, 4)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens dropped and added",
+        lambda: of_tokens(lambda net, y, x: y[:, :1] + y[:, 1:2] - y[:, 2:3]),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens dropped and joined along columns",
+        lambda: of_tokens(lambda net, y, x: torch.cat([y[:, :2], x[:, :2, :1]], -1), 5),
+        0,
+        TOKENS,
+        pinned=("cat",),
+    ),
+    Case(
+        "tokens dropped behind a slope a token",
+        lambda: of_tokens(lambda net, y, x: net.slopes(-y)[:, 1:], slopes=nn.PReLU(4)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "tokens joined with those of the input",
+        lambda: Net(
+            lambda net, x: net.head(torch.cat([net.first(x).relu(), x], 1)).sum(1),
+            first=nn.Linear(4, 4),
+            head=nn.Linear(4, 2),
+        ),
+        0,
+        (2, 4),
+        pinned=("head",),
+    ),
+    Case(
+        "tokens joined with those of the input, flattened",
+        lambda: Net(
+            lambda net, x: net.head(torch.cat([net.first(x).relu(), x], 1).flatten(1)),
+            first=nn.Linear(4, 4),
+            head=nn.Linear(16, 2),
+        ),
+        0,
+        (2, 4),
+        pinned=("flatten",),
+    ),
+    Case(
+        "tokens of layers of different widths",
+        lambda: of_tokens(lambda net, y, x: torch.cat([net.other(x).relu(), y], 2), 7, other=nn.Linear(3, 3)),
+        0,
+        TOKENS,
+        pinned=("cat",),
+    ),
+    Case(
+        "dropped tokens, normalised",
+        lambda: of_tokens(lambda net, y, x: net.norm(y[:, :2]).relu(), norm=nn.BatchNorm1d(2, EXACT)),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case(
+        "normalised tokens, flattened",
+        lambda: of_tokens(
+            lambda net, y, x: net.norm(y).relu().flatten(1), 16, lambda z: z, norm=nn.BatchNorm1d(4, EXACT)
+        ),
+        0,
+        TOKENS,
+        pinned=("head",),
+    ),
+    Case("normalised tokens into a convolution", tokens_into_convolution, 0, TOKENS, pinned=("conv",)),
+    Case(
+        "flattened side by side, of unknown lengths",
+        lambda: side_by_side(lambda a, b, x: torch.cat([a.flatten(1), b.flatten(1)], 1), 32, second=nn.Conv1d(2, 3, 2)),
+        0,
+        (2, 5),
+        pinned=("head",),
+    ),
+    Case(
+        "flattened side by side, in two orders, and added",
+        lambda: side_by_side(
+            lambda a, b, x: torch.cat([a.flatten(1), b.flatten(1)], 1) + torch.cat([b.flatten(1), a.flatten(1)], 1),
+            36,
+            second=nn.Conv1d(2, 4, 2),
+        ),
+        0,
+        (2, 5),
+        pinned=("add",),
+    ),
+    Case(
+        "flattened side by side, of as many positions in other shapes",
+        lambda: side_by_side(
+            lambda a, b, x: torch.cat([a.flatten(1), b.flatten(1)], 1),
+            20,
+            pooled_conv((2, 4)),
+            pooled_conv((4, 2)),
+        ),
+        6,
+        (2, 5, 5),
+        pinned=("head",),
+    ),
+    Case(
+        "flattened beside the input",
+        lambda: side_by_side(lambda a, b, x: torch.cat([a.flatten(1), b.flatten(1), x.flatten(1)], 1), 45),
+        0,
+        (2, 5),
+        pinned=("head",),
+    ),
+    Case(
+        "joined with the input and flattened",
+        lambda: side_by_side(lambda a, b, x: torch.cat([a, b, x], 1).flatten(1), 45),
+        0,
+        (2, 5),
+        pinned=("head",),
+    ),
+    Case("rows of positions", lambda: flattened(lambda x: x.view(-1, x.size(1)), 3), 0, SQUARE, pinned=("view",)),
+    Case(
+        "rows of two positions",
+        lambda: flattened(lambda x: F.adaptive_avg_pool2d(x, 2).view(-1, 6), 6),
+        0,
+        SQUARE,
+        pinned=("view",),
+    ),
+    Case("rows of channels", rows_of_channels, 0, (2, 8), pinned=("reshape",)),
+    Case("rows of two images", rows_of_two_images, 0, (4, 4), pinned=("view",)),
 ]

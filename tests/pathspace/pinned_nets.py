@@ -93,6 +93,42 @@ def half_rows():
     return Net(lambda net, x: net.head(net.stem(x).relu().view(-1, 3)), stem=nn.Linear(4, 6), head=nn.Linear(3, 2))
 
 
+def rows_of_channels():
+    """Each channel becomes a row, of as many positions as there are columns of a flattened sample."""
+    layers = {"conv": nn.Conv1d(2, 4, 1), "head": nn.Linear(8, 2)}
+    return Net(lambda net, x: net.head(net.conv(x).relu().reshape(x.shape[0] * 4, -1)), **layers)
+
+
+def rows_of_two_images():
+    """Each sample is two images, which are flattened into one row."""
+
+    def forward(net, x):
+        y = net.conv(x.view(-1, 2, 4)).relu()
+        return net.head(y.view(x.size(0), -1))
+
+    return Net(forward, conv=nn.Conv1d(2, 3, 1), head=nn.Linear(24, 2))
+
+
+def of_tokens(function, features=4, after=lambda y: y.sum(1), **layers):
+    """A linear layer and ReLU at each of several tokens, a function of net and that, and a linear layer again."""
+    return Net(
+        lambda net, x: after(net.head(function(net, net.first(x).relu(), x))),
+        first=nn.Linear(3, 4),
+        head=nn.Linear(features, 2),
+        **layers,
+    )
+
+
+def tokens_without_head():
+    return Net(lambda net, x: net.first(x).relu()[:, :2].flatten(1), first=nn.Linear(3, 4))
+
+
+def tokens_into_convolution():
+    """A batch norm of as many tokens as columns, and a convolution of the tokens."""
+    layers = {"first": nn.Linear(3, 4), "norm": nn.BatchNorm1d(4, EXACT), "conv": nn.Conv1d(4, 2, 4)}
+    return Net(lambda net, x: net.conv(net.norm(net.first(x).relu()).relu()).flatten(1), **layers)
+
+
 def norm_called_twice():
     def forward(net, x):
         x = torch.cat([net.norm(net.left(x)), net.norm(net.right(x))], 1).relu()

@@ -10,7 +10,9 @@ from pathspace.nets import (
     Block,
     ConvBlock,
     InvertedResidual,
+    Net,
     PreActivation,
+    beside_a_linear_branch,
     between_convs,
     between_linear,
     conv,
@@ -21,6 +23,7 @@ from pathspace.nets import (
     inception,
     joined_along_positions,
     mlp,
+    normalised_parts,
     normalized,
     normalized_conv,
     parted,
@@ -28,6 +31,7 @@ from pathspace.nets import (
     read_by_two_norms,
     residual,
     resnet,
+    side_by_side,
     transposed,
     two_convs,
     unet,
@@ -38,6 +42,15 @@ from torch import nn
 
 LINE, SQUARE, CUBE = (2, 4), (2, 3, 3), (2, 3, 3, 3)
 relu, leaky = nn.ReLU(), partial(F.leaky_relu, negative_slope=0.1)
+
+
+def flat_pair(a, b, x):
+    return torch.cat([a.flatten(1), b.flatten(1)], 1)
+
+
+def pooled_conv(channels):
+    return nn.Sequential(nn.Conv1d(2, channels, 2), nn.MaxPool1d(2))
+
 
 SUPPORTED = [
     Case("mlp", partial(mlp, 4, 5, 3), 5),
@@ -217,6 +230,114 @@ SUPPORTED = [
     Case("split by sizes", lambda: parted(lambda x: torch.split(x, [2, 2], 1)), 7, seed=7),
     Case("joined along positions", joined_along_positions, 3, LINE),
     Case("slices", lambda: parted(lambda x: (x[:, :2], x[:, 2:])), 7, seed=10),
+    Case("flattened side by side", lambda: side_by_side(flat_pair, 35), 7, (2, 5), seed=1),
+    Case(
+        "flattened side by side, with padding",
+        lambda: side_by_side(flat_pair, 35, second=nn.Conv1d(2, 3, 3, padding="same")),
+        7,
+        (2, 5),
+    ),
+    Case(
+        "flattened side by side, pooled alike",
+        lambda: side_by_side(flat_pair, 14, pooled_conv(4), pooled_conv(3)),
+        7,
+        (2, 5),
+    ),
+    Case(
+        "flattened side by side, one of them of a known size",
+        lambda: side_by_side(
+            lambda a, b, x: torch.cat([F.adaptive_avg_pool1d(a, 2).flatten(1), b.flatten(1)], 1),
+            20,
+            second=nn.Conv1d(2, 3, 2),
+        ),
+        7,
+        (2, 5),
+    ),
+    Case(
+        "flattened, of different lengths",
+        lambda: side_by_side(
+            lambda a, b, x: torch.cat([a.view(-1, 16), b.view(x.size(0), 9)], -1), 25, second=nn.Conv1d(2, 3, 2)
+        ),
+        7,
+        LINE,
+    ),
+    Case("flattened beside a linear branch", beside_a_linear_branch, 7, (2, 5)),
+    Case(
+        "flattened beside the mean over positions",
+        lambda: side_by_side(lambda a, b, x: torch.cat([b.mean(2), a.flatten(1)], 1), 23),
+        7,
+        (2, 5),
+    ),
+    Case(
+        "flattened tokens side by side",
+        lambda: Net(
+            lambda net, x: net.head(flat_pair(net.first(x).relu(), net.second(x).relu(), x)),
+            first=nn.Linear(3, 4),
+            second=nn.Linear(3, 2),
+            head=nn.Linear(12, 2),
+        ),
+        6,
+        (2, 3),
+    ),
+    Case(
+        "one position, by a number",
+        lambda: flattened(lambda x: F.adaptive_max_pool2d(x, 1).view(-1, 3), 3),
+        3,
+        SQUARE,
+        seed=3,
+    ),
+    Case(
+        "one position, by a length",
+        lambda: flattened(lambda x: (y := x.mean((2, 3), keepdim=True)).view(-1, y.size(1)), 3),
+        3,
+        SQUARE,
+    ),
+    Case(
+        "rows of tokens",
+        lambda: Net(
+            lambda net, x: net.head(net.stem(x).relu().view(-1, 4)).view(-1, 4),
+            stem=nn.Linear(3, 4),
+            head=nn.Linear(4, 2),
+        ),
+        4,
+        (2, 3),
+    ),
+    Case(
+        "flattened side by side, and added",
+        lambda: side_by_side(lambda a, b, x: (y := flat_pair(a, b, x)) - 3 * flat_pair(-a, b, x) + y, 35),
+        7,
+        (2, 5),
+        seed=1,
+    ),
+    Case("normalised, in chunks", normalised_parts, 11, seed=8),
+    Case(
+        "joined and cut",
+        lambda: between_linear(lambda x: torch.cat([x, -2 * x[:, 1:]], 1)[:, :5], 5),
+        7,
+        extra=3,
+        why="three units read the same one twice",
+        seed=1,
+    ),
+    Case(
+        "flattened by the length of the input",
+        lambda: Net(
+            lambda net, x: net.head(net.conv(x).relu().reshape(x.shape[0], -1)),
+            conv=nn.Conv1d(2, 3, 1),
+            head=nn.Linear(12, 2),
+        ),
+        3,
+        LINE,
+    ),
+    Case(
+        "rows of tokens, and of samples again",
+        lambda: Net(
+            lambda net, x: net.head(net.stem(x.view(-1, 3)).relu().view(x.size(0), -1)),
+            stem=nn.Linear(3, 4),
+            head=nn.Linear(8, 2),
+        ),
+        4,
+        (2, 3),
+    ),
     Case("circular padding", lambda: conv(1, features=12, padding=1, kernel_size=3, padding_mode="circular"), 3, LINE),
     Case("tokens, flattened", lambda: nn.Sequential(nn.Linear(3, 4), relu, nn.Flatten(), nn.Linear(8, 2)), 4, (2, 3)),
     Case("tokens", lambda: nn.Sequential(mlp(3, 4, 3), relu, nn.Flatten(), nn.Linear(6, 2)), 7, (2, 3)),

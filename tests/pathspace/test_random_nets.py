@@ -6,6 +6,7 @@ import pytest
 import torch
 from asserts import assert_close
 from pathspace.random_nets import random_net
+from pathspace.random_tokens import random_tokens
 from pathspace.twins import random_factors
 
 from sklearn_gradspace.pathspace import balance, rescale, scale_graph
@@ -28,6 +29,19 @@ def test_rescaled_twins_compute_the_same_and_balance_to_the_same(seed):
         assert_close(one(X), expected, 1e-9)
         for mine, others in zip(one.parameters(), other.parameters()):
             assert_close(mine, others, 1e-10)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (3, 4), (4, 4), (5, 4)], ids=str)
+def test_rescaled_twins_compute_the_same_on_rows_and_on_sequences(shape):
+    """A graph is not told which of them the inputs are."""
+    X = torch.randn(6, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    n_free = 0
+    for seed in range(60):
+        net = random_tokens(seed, shape)
+        graph, expected = scale_graph(net), copy.deepcopy(net)(X)
+        n_free += graph.n_units > 0
+        assert_close(rescale(net, random_factors(graph), graph)(X), expected, 1e-9)
+    assert n_free > 15
 
 
 def test_there_is_something_to_rescale():
