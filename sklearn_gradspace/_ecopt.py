@@ -83,7 +83,7 @@ class ECOptMixin:
 
     def _hidden_layer_sizes(self) -> tuple[int, ...]:
         given = self.hidden_layer_sizes
-        sizes = given if isinstance(given, (Sequence, np.ndarray)) else (given,)
+        sizes = given if isinstance(given, (Sequence, np.ndarray)) and np.ndim(given) else (given,)
         if not all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes={given!r} is neither a positive integer nor a sequence of some.")
         return tuple(int(size) for size in sizes)

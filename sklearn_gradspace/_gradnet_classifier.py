@@ -216,14 +216,14 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
                 "all by classes=[...], in the order of its outputs, or use base_logits=False."
             )
         order = np.argsort(ordered)
-        self._base_order = None if (order == np.arange(n_classes)).all() else order
+        self._base_order = None if (order == np.arange(n_classes)).all() else order.tolist()
         right = (logits[:, order].argmax(1).cpu().numpy() == y[rows]).mean()
         if right < 1 / n_classes - 3 * (1 / n_classes * (1 - 1 / n_classes) / len(rows)) ** 0.5:
             warnings.warn(
                 f"the base net's outputs, taken for {np.asarray(ordered)[:10].tolist()}, are right on {right:.0%} of "
                 "the rows, less than a guess: if their order is another one, pass classes=[...] in that order.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=7,  # who calls `fit`
             )
 
     def _check_training_parameters(self) -> None:
@@ -286,10 +286,11 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         if self.criterion is nn.NLLLoss or isinstance(self.criterion, nn.NLLLoss):
             raise ValueError("criterion=NLLLoss takes probabilities, but GradNet returns logits: use CrossEntropyLoss.")
         groups = group_columns(self.blocks_, self.structure)
-        sizes = [self.hidden_sizes] * len(groups) if isinstance(self.hidden_sizes, Integral) else self.hidden_sizes
-        known = isinstance(sizes, Sequence | np.ndarray) and all(
-            isinstance(size, Integral) and size > 0 for size in sizes
-        )
+        given = self.hidden_sizes
+        one = isinstance(given, Integral) and not isinstance(given, bool)
+        sizes = [given] * len(groups) if one else given
+        known = isinstance(sizes, Sequence | np.ndarray) and (one or np.ndim(given) == 1)
+        known = known and all(isinstance(size, Integral) and size > 0 for size in sizes)
         if not known or len(sizes) != len(groups):
             raise ValueError(
                 f"hidden_sizes={self.hidden_sizes!r} must be a positive integer or one for each of the {len(groups)} "
@@ -381,7 +382,9 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         if not self.base_logits:
             return logits
         base = two_logits(x.outputs()).to(logits)
-        return logits + (base if self._base_order is None else base[:, self._base_order])
+        if self._base_order is not None:  # by slices, of which none waits for a device
+            base = torch.stack([base[:, i] for i in self._base_order], 1)
+        return logits + base
 
     def _outputs(self, x, labels: Tensor | None, fit_params: dict) -> Iterable[Tensor]:
         """Yield GradNet's outputs of shape (part * v, n_classes) for consecutive rows."""

@@ -54,9 +54,8 @@ def blocks_of_sizes(blocks: Sequence[int | Block] | None, n_features: int) -> tu
     """Return blocks for features of a plain array, from their sizes; one block where none are given."""
     if blocks is None:
         return (Block("features", (n_features,), 0),)
-    sizes = isinstance(blocks, Sequence | np.ndarray) and all(
-        isinstance(block, Block) or (isinstance(block, Integral) and block > 0) for block in blocks
-    )
+    listed = isinstance(blocks, Sequence) or (isinstance(blocks, np.ndarray) and blocks.ndim == 1)
+    sizes = listed and all(isinstance(block, Block) or (isinstance(block, Integral) and block > 0) for block in blocks)
     if not sizes:
         raise ValueError(f"blocks={blocks!r} is no sequence of positive integers or Blocks.")
     made, start = [], 0

@@ -225,7 +225,7 @@ class GradientArray:
             X = self.X[rows]
             of_rows = self.features.engine_labels(X, None if labels is None else labels[rows])
             gradients = FactoredGradients(engine, X, of_rows)
-            yield len(self.X[rows]), apply(FactoredFeatures(gradients, engine.blocks, divisors))
+            yield len(X), apply(FactoredFeatures(gradients, engine.blocks, divisors))
 
         passes = engine.row_limit.passes(len(self), compute, self.features.batch_size, engine.needed)
         return (result for _, result in passes)

@@ -52,8 +52,11 @@ def equivalent(module_a: nn.Module, module_b: nn.Module, rtol: float = 1e-5) -> 
     graph_b = replace(graph_a, module=module_b)
     scales_a, scales_b = canonical_scales(graph_a), canonical_scales(graph_b)
     twins = [_canonical(graph_a, scales_a), _canonical(graph_b, scales_b)]
+    if twins[0].keys() != twins[1].keys():  # of buffers
+        return False
     return all(
-        torch.allclose(a, twins[1][name], rtol=0, atol=rtol * _largest(a), equal_nan=True)
+        a.shape == twins[1][name].shape
+        and torch.allclose(a, twins[1][name], rtol=0, atol=rtol * _largest(a), equal_nan=True)
         for name, a in twins[0].items()
     )
 

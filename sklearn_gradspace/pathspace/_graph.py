@@ -94,6 +94,11 @@ class ScaleGraph:
         for name, given in edges.items():
             found[name] = _checked_edges(name, given, tuple(parameters[name].shape))
             units.grow(name.rpartition(".")[0], found[name].write)
+        unwritten = {unit for edges in found.values() for unit in edges.read.flatten().tolist()}.difference(
+            range(len(units.names))
+        )
+        if unwritten:
+            raise ValueError(f"edges: nothing writes the units {sorted(unwritten)[:10]}, which are read.")
         return _finished(module, units, found, {}, set(), [])
 
     @property
@@ -203,12 +208,12 @@ def _checked_edges(name: str, given, shape: tuple[int, ...]) -> Edges:
     except (TypeError, ValueError, RuntimeError):
         units, constant = [], []
     whole = all(ids.dtype in _WHOLE and not (ids < 0).any() and _broadcasts(ids.shape, shape) for ids in units)
-    if not units or not whole or len(constant) > 1:
+    if not units or not whole or len(constant) > 1 or not all(isinstance(c, bool) for c in constant):
         raise ValueError(
             f"edges[{name!r}] must be (write, read), two arrays of the numbers of units, integers >= 0, that broadcast "
             f"to the shape {shape}; got {given!r:.80}."
         )
-    return Edges(units[0].long(), units[1].long(), *map(bool, constant))
+    return Edges(units[0].long(), units[1].long(), *constant)
 
 
 def _broadcasts(shape, to) -> bool:

@@ -205,9 +205,9 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
     if first.is_root and second.is_root:
         return Value(rows=rows)
     first, second = (_filled(domain, *pair) if pair[0].is_root else pair[0] for pair in (values, values[::-1]))
-    alike = first.layout == second.layout or [kind for kind, _ in first.layout] == [
-        kind for kind, _ in second.layout[:1]
-    ]
+    alike = first.layout == second.layout or (
+        len(first.pieces) == len(second.pieces) == 1 and first.layout[0][0] == second.layout[0][0]
+    )
     if first.axis != second.axis or not alike:
         raise Unsupported("it adds tensors whose channels lie differently")
     pieces = []
@@ -280,6 +280,8 @@ def _item(domain: Domain, value: Any, index: Any):
 
 
 def _flatten(domain: Domain, value: Value, start_dim: int = 0, end_dim: int = -1) -> Value:
+    if PLAIN in (start_dim, end_dim):
+        raise OtherAxis("it is not known which axes it flattens")
     return value.flattened(start_dim, end_dim)
 
 

@@ -35,7 +35,8 @@ def lines_of(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
         if target == CONSTANT:
             target += f" of shape {tuple(node.meta[CONSTANT].shape)}"
         options = {name: value for name, value in node.kwargs.items() if name != "training"}
-        arguments = ", ".join([*map(str, node.args), *(f"{name}={value}" for name, value in options.items())])
+        args = node.args[:2] if node.target is torch.dropout else node.args  # its mode has no name
+        arguments = ", ".join([*map(str, args), *(f"{name}={value}" for name, value in options.items())])
         lines.append(f"{node.name} = {target}({arguments})")
         if node.op == "call_module":
             lines += [f"{name} is {_written(part)}" for name, part in modules[target].named_modules(prefix=target)]

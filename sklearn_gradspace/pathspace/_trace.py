@@ -50,8 +50,10 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what is written to attributes: by a forward that keeps something for later, or by torch.fx."""
+    """Undo what is written to attributes and buffers: by a forward that keeps something, or counts, or by torch.fx."""
     before = [(part, dict(vars(part))) for part in module.modules()]
+    for part, attributes in before:
+        vars(part)["_buffers"] = {name: b if b is None else b.clone() for name, b in attributes["_buffers"].items()}
     try:
         yield
     finally:

@@ -115,10 +115,11 @@ class Value:
             )
         columns = []
         for piece, (kind, positions) in layout:
+            if piece is None:
+                columns.append(fill.expand(left))
+                continue
             times = positions if isinstance(positions, int) else left // each
-            entries = fill.expand(left) if piece is None else piece
-            times = 1 if piece is None else times
-            columns.append(entries.repeat_interleave(times) if kind == "repeat" else entries.repeat(times))
+            columns.append(piece.repeat_interleave(times) if kind == "repeat" else piece.repeat(times))
         if self.doubt and len(self.doubt.entries) and self.doubt.width and n % self.doubt.width == 0:
             raise OtherAxis("what it reads may have been cut along positions instead of channels")
         return torch.cat(columns)

@@ -18,6 +18,7 @@ from pathspace.nets import (
 )
 from pathspace.pinned_nets import (
     OwnParameter,
+    added_to_joined,
     attention,
     behind_a_batch_norm,
     bilinear,
@@ -145,6 +146,7 @@ PINNED = [
     Case("weight norm", with_weight_norm, 4, pinned=("1",)),
     Case("control flow in a submodule", branching_inside, 3, pinned=("2",)),
     Case("recurrent", recurrent, 3, (2, 3), pinned=("recurrent",)),
+    Case("added to joined ones, broadcast", added_to_joined, 0, pinned=("add",)),
     Case("weight norm at the input", lambda: first_by(weight_norm), 0, pinned=("0",)),
     Case("spectral norm at the input", lambda: first_by(spectral_norm), 0, pinned=("0",)),
     Case("weight norm behind a batch norm", lambda: behind_a_batch_norm(weight_norm), 4, pinned=("2",)),

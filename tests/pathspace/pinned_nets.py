@@ -26,6 +26,14 @@ def two_branches(join):
     )
 
 
+def added_to_joined():
+    """One unit that is added to those of two layers side by side, as broadcasting has it."""
+    return Net(
+        lambda net, x: net.head((net.c(x) + torch.cat([net.a(x), net.b(x)], 1)).relu()),
+        c=nn.Linear(4, 1), a=nn.Linear(4, 1), b=nn.Linear(4, 3), head=nn.Linear(4, 2),
+    )  # fmt: skip
+
+
 def bilinear():
     return Net(
         lambda net, x: net.bilinear(net.left(x).relu(), net.right(x).relu()),

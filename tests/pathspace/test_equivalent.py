@@ -184,6 +184,23 @@ def test_modes_hooks_and_frozen_parameters_do_not_matter():
     assert equivalent(net, other)
     dropping = Net(lambda net, x: F.dropout(net.a(x), 0.5, net.training), a=nn.Linear(3, 2))
     assert equivalent(dropping, copy.deepcopy(dropping).eval())
+    dropping = Net(lambda net, x: torch.dropout(net.a(x), 0.5, net.training), a=nn.Linear(3, 2))
+    assert equivalent(dropping, copy.deepcopy(dropping).eval())
+
+
+def test_nets_of_other_buffers_are_no_twins():
+    net = mlp(3, 4, 2)
+    other = copy.deepcopy(net)
+    net.register_buffer("mask", torch.ones(2))
+    assert not equivalent(net, other) and not equivalent(other, net)
+    other.register_buffer("mask", torch.ones(1))
+    assert not equivalent(net, other)
+
+
+def test_a_net_that_counts_is_its_own_twin():
+    net = Net(lambda net, x: net.a(x + net.steps.add_(1)), a=nn.Linear(3, 2))
+    net.register_buffer("steps", torch.zeros(()))
+    assert equivalent(net, copy.deepcopy(net)) and not net.steps
 
 
 def test_a_pruned_net_is_its_own_twin():
