@@ -46,7 +46,7 @@ def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None)
         return np.asarray(known)
     found = np.arange(0) if y is None else distinct(y, "y")
     if len(found) != n_labels:
-        if len(found) and set(found.tolist()) <= set(range(1, n_labels)):
+        if len(found) > 1 and set(found.tolist()) <= set(range(1, n_labels)):
             warnings.warn(
                 f"net has {n_labels} labels, and of y {found[:10].tolist()}: they are taken for numbers of its "
                 "outputs, counted from 0. If they are not, pass classes=[...], the labels in the order of the outputs.",
