@@ -3,17 +3,14 @@
 Samples and targets enter; a classifier or a regressor leaves. :class:`sklearn_gradspace.optim.ECOptimizer` trains it.
 """
 
-from collections.abc import Sequence
 from inspect import signature
-from numbers import Integral
 
-import numpy as np
 import torch
 from torch import nn
 
 from ._net_classifier import NetClassifier
 from ._net_regressor import NetRegressor
-from ._parameter_checks import check_choices, check_number
+from ._parameter_checks import check_choices, check_number, positive_integers
 from .modules import MLP
 from .optim import ECOptimizer
 from .pathspace._graph import graph_of
@@ -83,10 +80,10 @@ class ECOptMixin:
 
     def _hidden_layer_sizes(self) -> tuple[int, ...]:
         given = self.hidden_layer_sizes
-        sizes = given if isinstance(given, (Sequence, np.ndarray)) and np.ndim(given) else (given,)
-        if not all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes):
+        sizes = positive_integers(given)
+        if sizes is None:
             raise ValueError(f"hidden_layer_sizes={given!r} is neither a positive integer nor a sequence of some.")
-        return tuple(int(size) for size in sizes)
+        return sizes
 
     def _module_sizes(self) -> dict:
         return super()._module_sizes() | {"hidden_layer_sizes": self._hidden_layer_sizes()}

@@ -4,7 +4,7 @@ Gradient features of shape (n, n_labels * n_params), lazy or not, and labels ent
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from numbers import Integral
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ._held_out import HeldOutMixin
 from ._net_classifier import NetClassifier
 from ._net_estimator import is_skorchs_own
-from ._parameter_checks import check_flags, check_number
+from ._parameter_checks import check_flags, check_number, positive_integers
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import GradientArray, GradientMemmap, two_logits
@@ -286,12 +286,10 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         if self.criterion is nn.NLLLoss or isinstance(self.criterion, nn.NLLLoss):
             raise ValueError("criterion=NLLLoss takes probabilities, but GradNet returns logits: use CrossEntropyLoss.")
         groups = group_columns(self.blocks_, self.structure)
-        given = self.hidden_sizes
-        one = isinstance(given, Integral) and not isinstance(given, bool)
-        sizes = [given] * len(groups) if one else given
-        known = isinstance(sizes, Sequence | np.ndarray) and (one or np.ndim(given) == 1)
-        known = known and all(isinstance(size, Integral) and size > 0 for size in sizes)
-        if not known or len(sizes) != len(groups):
+        sizes = positive_integers(self.hidden_sizes)
+        if isinstance(self.hidden_sizes, Integral) and sizes:
+            sizes *= len(groups)
+        if sizes is None or len(sizes) != len(groups):
             raise ValueError(
                 f"hidden_sizes={self.hidden_sizes!r} must be a positive integer or one for each of the {len(groups)} "
                 f"groups of structure={self.structure!r}."
@@ -299,7 +297,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         return {
             "groups": groups,
             "n_classes": len(self._labels),
-            "hidden_sizes": [int(size) for size in sizes],
+            "hidden_sizes": list(sizes),
             "activation": self.activation,
             "dropout": self.dropout,
             "zero_output": self.base_logits,

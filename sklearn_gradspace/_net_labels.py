@@ -32,7 +32,7 @@ def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None)
 
     They are `classes`, sorted if `net` is None, which was trained on them; or those that a skorch net knows; else those
     of `y` in sorted order, if they are as many as the net has labels; else the numbers from 0 on. Of a module that is
-    given a sorted order of names is a guess, of which a warning tells.
+    given a sorted order of names is a guess, of which a warning tells; so are numbers of which `y` has some, but not 0.
     """
     if classes is not None:
         ordered = distinct(classes, "classes")

@@ -4,7 +4,7 @@ An estimator, or a value and its name, enter; an error that names the parameter 
 means nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -28,6 +28,14 @@ def check_flags(estimator, *names: str) -> None:
         value = getattr(estimator, name)
         if not isinstance(value, (Integral, np.bool_)) or value not in (False, True):
             raise ValueError(f"{name}={value!r} is neither True nor False.")
+
+
+def positive_integers(given) -> tuple[int, ...] | None:
+    """Return a positive integer, or a sequence or array of some, as a tuple; None where it is none of these."""
+    several = given.ndim > 0 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
+    numbers = given if several else (given,)
+    known = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in numbers)
+    return tuple(map(int, numbers)) if known else None
 
 
 def check_number(value, name: str, kind: type = Real, **limits) -> None:

@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from drawn import drawn
 from nets import (
     AddedInPlace,
     Apply,
@@ -75,15 +76,7 @@ class Case:
 
     def net(self) -> nn.Module:
         """Return a new net in training mode, its parameters and running statistics off their initial values."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(crc32(self.name.encode()))
-            net = self.build().double()
-            for parameter in net.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-            for name, buffer in net.named_buffers():
-                if name.endswith(("running_mean", "running_var")):
-                    buffer.uniform_(0.5, 2)
-        return net
+        return drawn(self.build, crc32(self.name.encode()), 0.2)
 
     @property
     def X(self) -> np.ndarray:

@@ -37,6 +37,10 @@ def lazy(data):
     return GradientFeaturizer(net_of(K)).fit_transform(data[0])
 
 
+# These tests' labels have nothing to do with their base nets, which may then be right less often than a guess.
+of_unrelated_labels = pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")
+
+
 class Mixed(nn.Module):
     """A net with blocks that are outer products and others."""
 
@@ -142,7 +146,7 @@ def test_views_of_lazy_and_dense_features_are_the_same(data, lazy, views):
     assert_close(of_lazy.predict_proba(lazy), of_dense.predict_proba(dense), 1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")  # of which the rows' labels know nothing
+@of_unrelated_labels
 def test_training_rows_are_augmented_and_others_are_not(data, lazy):
     seen = []
 
@@ -165,7 +169,7 @@ def test_training_rows_are_augmented_and_others_are_not(data, lazy):
     assert_close(plain.predict_proba(GradientArray(lazy.features, lazy.X, zeros)), plain.predict_proba(lazy))
 
 
-@pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")  # of which the rows' labels know nothing
+@of_unrelated_labels
 def test_augmentation_derives_from_the_random_state(data, lazy):
     def scaled(X, generator):
         return X * generator.uniform(0.5, 2, size=(len(X), 1))
@@ -179,7 +183,7 @@ def test_augmentation_derives_from_the_random_state(data, lazy):
     assert len({*first, *other}) == 4  # a new draw in each epoch and for each seed
 
 
-@pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")  # of which the rows' labels know nothing
+@of_unrelated_labels
 @pytest.mark.parametrize("n_outputs", [1, 2, 3])
 def test_with_base_logits_fitting_begins_at_the_base_net(data, n_outputs):
     net, n_classes = net_of(n_outputs), max(n_outputs, 2)
@@ -412,7 +416,7 @@ def test_without_rows_held_out_the_temperature_is_one(data, lazy):
     assert not hasattr(GradNetClassifier(), "temperature_")
 
 
-@pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")  # of which the rows' labels know nothing
+@of_unrelated_labels
 def test_no_epochs_with_everything_on(data, lazy):
     options = {"early_stopping": True, "schedule": "cosine", "views": "all", "base_logits": True}
     classifier = GradNetClassifier(max_epochs=0, **options).fit(lazy, data[1])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 import torch
+from drawn import drawn
 from torch import nn
 
 
@@ -29,14 +30,7 @@ class Case:
 
     def net(self, dtype=torch.float64) -> nn.Module:
         """Return a new net: in training mode where it has batch norms, else in evaluation mode."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(crc32(self.name.encode()) + self.seed)
-            net = self.build().double()
-            for parameter in net.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
-            for name, buffer in net.named_buffers():
-                if name.endswith(("running_mean", "running_var")):
-                    buffer.uniform_(0.5, 2)
+        net = drawn(self.build, crc32(self.name.encode()) + self.seed)
         return net.to(dtype).train(self.has_batch_norm(net))
 
     def X(self, n=40, dtype=torch.float64) -> torch.Tensor:

@@ -4,6 +4,7 @@ import random
 
 import torch
 import torch.nn.functional as F
+from drawn import drawn
 from pathspace.nets import EXACT
 from torch import nn
 
@@ -85,12 +86,4 @@ def channels_of(layer):
 
 def random_net(seed):
     """Return a net in double precision, its parameters and running statistics drawn as well."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        net = RandomNet(seed).double()
-        for parameter in net.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        for name, buffer in net.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.uniform_(0.5, 2)
-    return net
+    return drawn(lambda: RandomNet(seed), seed)

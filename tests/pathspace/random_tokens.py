@@ -3,6 +3,7 @@
 import random
 
 import torch
+from drawn import drawn
 from pathspace.nets import EXACT
 from torch import nn
 
@@ -45,8 +46,7 @@ class RandomTokens(nn.Module):
         x = values[i]
         return {
             "linear": lambda: self.layers[j](x).relu(),
-            "norm": lambda: self.layers[j](x),
-            "slopes": lambda: self.layers[j](x),
+            **dict.fromkeys(("norm", "slopes"), lambda: self.layers[j](x)),
             "relu": lambda: x.relu(),
             "cut": lambda: [x[:, 1:], x[:, :2], x[:, 2:], x[:, 1:3]][k],
             "part": lambda: [x.chunk(2, 1)[1], x.split(2, 1)[0], x.split(2, -1)[-1], x.chunk(2, -1)[0]][k],
@@ -69,12 +69,4 @@ class RandomTokens(nn.Module):
 
 def random_tokens(seed, shape):
     """Return a net in double precision, its parameters and running statistics drawn as well."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        net = RandomTokens(seed, shape).double()
-        for parameter in net.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        for name, buffer in net.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.uniform_(0.5, 2)
-    return net
+    return drawn(lambda: RandomTokens(seed, shape), seed)
