@@ -20,7 +20,7 @@ from ._parameter_checks import check_flags
 from ._rows import RowDataset, WeightedRows, as_array, check_sample_shape
 from ._skorch_sklearn import SklearnNetMixin
 from ._training_checks import check_training_parameters
-from .gradients import to_device
+from .gradients import is_out_of_memory, to_device
 
 
 def is_skorchs_own(X) -> bool:
@@ -348,14 +348,26 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         loss : Tensor of shape ()
             The loss.
         """
-        if self._unchecked:
-            del self._unchecked
-            self._check_outputs(y_pred)
         y_true = to_device(y_true, y_pred.device)
+        if not self._unchecked:
+            return self._batch_loss(y_pred, y_true, X, training)
+        del self._unchecked
+        self._check_outputs(y_pred)
+        if isinstance(X, WeightedRows) and not hasattr(self.criterion_, "reduction"):
+            raise ValueError(f"weights need a criterion with a reduction, which {self.criterion_} lacks.")
+        try:
+            return self._batch_loss(y_pred, y_true, X, training)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"criterion={self.criterion!r} cannot be computed of outputs of shape {tuple(y_pred.shape)} and "
+                f"targets of shape {tuple(y_true.shape)} and {y_true.dtype}: {error}"
+            ) from error
+
+    def _batch_loss(self, y_pred, y_true, X, training):
         if not isinstance(X, WeightedRows):
             return super().get_loss(y_pred, y_true, X=X, training=training)
-        if not hasattr(self.criterion_, "reduction"):
-            raise ValueError(f"weights need a criterion with a reduction, which {self.criterion_} lacks.")
         reduction, self.criterion_.reduction = self.criterion_.reduction, "none"
         try:
             losses = super().get_loss(y_pred, y_true, X=X, training=training)
