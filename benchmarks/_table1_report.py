@@ -1,12 +1,14 @@
 """The report of Table 1: rows of the CSV file enter; a table and a picture leave."""
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from _measure import table
+from _result_lines import append_line, read_lines
+
+from sklearn_gradspace._main_job._report import deviation, spread
 
 # The authors' accuracies, base net → GradNet: A. R. Aleksziew, "Improving Neural Networks using Gradient Space".
 AUTHORS_TABLE = {
@@ -49,22 +51,14 @@ class ResultFile:
     """A CSV file to which results are appended one by one."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.results = path, {}
-        if path.is_file():
-            types = {field.name: field.type for field in fields(Result)}
-            with path.open(newline="") as file:
-                for line in csv.DictReader(file):
-                    result = Result(**{name: types[name](text) for name, text in line.items()})
-                    self.results[result.key] = result
+        self.path = path
+        results = [Result(*(f.type(text) for f, text in zip(fields(Result), line))) for line in read_lines(path)]
+        self.results = {result.key: result for result in results}
 
     def append(self, result: Result) -> None:
         """Write a result at once."""
         self.results[result.key] = result
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Result)])
-            if not file.tell():
-                writer.writeheader()
-            writer.writerow(asdict(result))
+        append_line(self.path, [field.name for field in fields(Result)], astuple(result))
 
 
 def print_tables(results: Sequence[Result]) -> None:
@@ -86,7 +80,7 @@ def print_tables(results: Sequence[Result]) -> None:
             for way in ways:
                 accuracies = _accuracies(of_base, name, way)
                 start = _accuracies(of_base, "base", way)
-                cells += [_spread(accuracies), _spread(accuracies - start.mean(), "+") if len(start) else ""]
+                cells += [spread(accuracies), spread(accuracies - start.mean(), "+") if len(start) else ""]
             mine = [r for r in of_base if r.contender == name]
             seconds = f"{np.mean([r.seconds for r in mine]):.0f}"
             settings = " / ".join(dict.fromkeys(r.setting for r in mine))
@@ -113,8 +107,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
                 if len(accuracies):
                     place, thickness = height + (i - (len(ways) - 1) / 2) * 0.8 / len(ways), 0.8 / len(ways)
                     axes.barh(
-                        place, accuracies.mean(), thickness, xerr=_std(accuracies), color=f"C{i}", alpha=0.7, capsize=3,
-                        label=way if not height else None,
+                        place, accuracies.mean(), thickness, xerr=deviation(accuracies), color=f"C{i}", alpha=0.7,
+                        capsize=3, label=way if not height else None,
                     )  # fmt: skip
             for start in _accuracies(of_base, "base", way)[:1]:
                 axes.axvline(start, color=f"C{i}", linestyle="--", label=f"base net, {way}")
@@ -137,13 +131,3 @@ def _authors_gain(data: str, base: str) -> str:
 
 def _accuracies(results: Sequence[Result], contender: str, views: str) -> np.ndarray:
     return np.array([100 * r.test for r in results if r.contender == contender and r.views == views])
-
-
-def _std(values: np.ndarray) -> float:
-    return values.std(ddof=1) if len(values) > 1 else 0.0
-
-
-def _spread(values: np.ndarray, sign: str = "") -> str:
-    if not len(values):
-        return ""
-    return f"{values.mean():{sign}.2f}" + (f" ± {_std(values):.2f}" if len(values) > 1 else "")

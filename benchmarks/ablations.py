@@ -36,6 +36,7 @@ from sklearn_gradspace._main_job._contenders import (
     contender,
 )
 from sklearn_gradspace._main_job._data import load
+from sklearn_gradspace._main_job._report import deviation, spread
 from sklearn_gradspace.modules import MLP
 
 _SGD = {"optimizer": torch.optim.SGD}
@@ -202,7 +203,7 @@ def _print_table(panel: str, results: dict[tuple, float], options: argparse.Name
     rows = []
     for variant in PANELS[panel]:
         found = [_found(results, options, panel, variant, n) for n in options.rows]
-        rows.append([variant, *(f"{values.mean():.2f} ± {values.std():.2f}" for values in found)])
+        rows.append([variant, *map(spread, found)])
     print(f"\n{options.data}: {panel}; test accuracy in %, mean and standard deviation over {len(options.seeds)} seeds")
     print(table(["", *(f"{n} rows" for n in options.rows)], rows))
 
@@ -215,7 +216,7 @@ def _draw(results: dict[tuple, float], options: argparse.Namespace) -> None:
     for panel, ax in zip(options.panels, axes.flat):
         for variant in PANELS[panel]:
             found = [_found(results, options, panel, variant, n) for n in options.rows]
-            means, errors = zip(*((values.mean(), values.std() / len(values) ** 0.5) for values in found))
+            means, errors = zip(*((values.mean(), deviation(values) / len(values) ** 0.5) for values in found))
             style = {"color": "k", "lw": 2} if variant.startswith("defaults") else {"lw": 1.2}
             ax.errorbar(options.rows, means, errors, label=variant, ms=3, marker="o", **style)
         ax.set(xscale="log", title=panel)

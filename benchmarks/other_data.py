@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from sklearn_gradspace._main_job._comparison import Job
 from sklearn_gradspace._main_job._data import Data, Split, load
+from sklearn_gradspace._main_job._report import deviation
 from sklearn_gradspace.modules import MLP
 
 
@@ -176,12 +177,8 @@ def _cell(found: dict[str, np.ndarray], contender: str) -> str:
         return ""
     best = max(found, key=lambda name: found[name].mean())
     below = found[best] - found[contender]
-    mark = "**" if contender == best else "*" if below.mean() <= _std(below) else ""
-    return f"{found[contender].mean():.1f} ± {_std(found[contender]):.1f}{mark}"
-
-
-def _std(values: np.ndarray) -> float:
-    return values.std(ddof=1) if len(values) > 1 else 0.0
+    mark = "**" if contender == best else "*" if below.mean() <= deviation(below) else ""
+    return f"{found[contender].mean():.1f} ± {deviation(found[contender]):.1f}{mark}"
 
 
 def _draw(found: dict[str, dict[str, np.ndarray]], path: str) -> None:
@@ -199,7 +196,7 @@ def _draw(found: dict[str, dict[str, np.ndarray]], path: str) -> None:
             if contender in of_data:
                 values = of_data[contender]
                 colour = "0.4" if contender == BASE else "C1" if contender in ON_GRADIENTS else "C0"
-                ax.errorbar(values.mean(), height, xerr=_std(values), fmt="o", color=colour, capsize=3)
+                ax.errorbar(values.mean(), height, xerr=deviation(values), fmt="o", color=colour, capsize=3)
                 ax.plot(values, [height] * len(values), "|", color=colour, alpha=0.6)
         if BASE in of_data:
             ax.axvline(of_data[BASE].mean(), color="0.4", lw=0.8, ls=":")

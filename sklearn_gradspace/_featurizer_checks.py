@@ -3,7 +3,6 @@
 A featurizer enters; an error that says what to do leaves where a parameter, by itself or beside another, means nothing.
 """
 
-import warnings
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from ._parameter_checks import check_choices, check_flags, check_n_jobs, check_seed, check_verbose
 from .gradients import DTYPES, FISHER_SCALES, SCALARS, SCALES, SELECTIONS, check_device
+from .gradients._warning import warn_user
 
 _OUTPUTS = ("lazy", "dense", "csr", "memmap")
 _LABELS = ("all", "predicted")
@@ -41,7 +41,7 @@ def check_parameters(featurizer) -> None:
             f"scale={featurizer.scale!r} needs scalar='cross_entropy' or 'log_probability': its expectation is over "
             "labels, by their probabilities."
         )
-    if featurizer.power is not None and not (isinstance(featurizer.power, Real) and 0 < featurizer.power < np.inf):
+    if featurizer.power is not None and not (_is_real(featurizer.power) and 0 < featurizer.power < np.inf):
         raise ValueError(f"power={featurizer.power!r} is neither a positive number nor None.")
     projection = featurizer.projection
     is_count = isinstance(projection, Integral) and not isinstance(projection, bool) and projection > 0
@@ -72,29 +72,25 @@ def check_parameters(featurizer) -> None:
 def warn_of_unused_directory(featurizer) -> None:
     """Warn of a directory that nothing is written to."""
     if featurizer.output_dir is not None and featurizer.output != "memmap":
-        warnings.warn(
+        warn_user(
             f"output_dir={featurizer.output_dir!r} is not used with output={featurizer.output!r}: files are written "
             "with output='memmap'.",
-            UserWarning,
-            stacklevel=3,
         )
 
 
 def warn_of_small_percentile(percentile) -> None:
     """Warn of what is rather a share than a percentage."""
     if percentile < 1:
-        warnings.warn(
+        warn_user(
             f"percentile={percentile} keeps {percentile}% of the entries: it is in percent, percentile="
             f"{100 * percentile:g} keeps {100 * percentile:g}%.",
-            UserWarning,
-            stacklevel=3,
         )
 
 
 def check_gradient_parameters(estimator) -> None:
     """Raise an error for what means nothing among the parameters of every estimator that selects gradients."""
     percentile, size = estimator.percentile, estimator.batch_size
-    if not isinstance(percentile, Real) or not 0 < percentile <= 100:
+    if not _is_real(percentile) or not 0 < percentile <= 100:
         raise ValueError(f"percentile={percentile!r} is not in (0, 100]: it is the percentage of entries kept.")
     counted = isinstance(size, Integral) and not isinstance(size, bool) and size >= 1
     if not counted and not (isinstance(size, str) and size == "auto"):
@@ -104,3 +100,7 @@ def check_gradient_parameters(estimator) -> None:
     check_device(estimator.device)
     check_seed(estimator.random_state)
     check_verbose(estimator.verbose)
+
+
+def _is_real(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

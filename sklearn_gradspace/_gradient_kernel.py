@@ -110,8 +110,6 @@ class GradientGramMixin(BaseNetMixin):
 
     def _check_kernel_parameters(self) -> None:
         check_number(self.degree, "degree", Integral, min_val=1, max_val=_LARGEST_DEGREE)
-        if self.n_components is not None:
-            check_number(self.n_components, "n_components", Integral, min_val=1)
         choices = {
             "normalize": (True, False, "layer"),
             "scalar": SCALARS,
@@ -119,7 +117,7 @@ class GradientGramMixin(BaseNetMixin):
             "products": tuple(_PRODUCTS),
         }
         check_choices(self, choices)
-        for name in ("n_directions", "projection"):
+        for name in ("n_components", "n_directions", "projection"):
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), name, Integral, min_val=1)
         if self.n_directions is not None and self.scalar != "logit":
@@ -152,7 +150,8 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
         Power to which the inner product is raised.
     normalize : bool or "layer", default=True
         Whether gradients are scaled to length 1, so that the kernel of a row with itself is 1. "layer": each
-        parameter's gradients are, and the mean over parameters of their inner products is taken.
+        parameter's gradients are, and the mean over parameters of their inner products is taken; of a row for which a
+        parameter has none it is less than 1.
     layers : {"weights", "all"}, pattern or list of patterns, default="weights"
         Parameters whose gradients count.
     scalar : {"logit", "cross_entropy", "log_probability"} or callable, default="logit"
@@ -309,7 +308,7 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
             "Transform fewer rows.",
         )
         normalization = torch.from_numpy(self.normalization_).to(self.gram_.engine.device)
-        return self.gram_.dot(X, self.landmarks_, normalization).cpu().numpy()
+        return finite(self.gram_.dot(X, self.landmarks_, normalization)).cpu().numpy()
 
     def fit_transform(self, X, y=None):
         """Fit, and return the features of the same rows, computing half of the symmetric kernel.
@@ -361,13 +360,17 @@ def gram_matrix(gram: GradientGram, X: np.ndarray | GradientTile, Y: np.ndarray 
     fit = int((free / itemsize) ** 0.5) if n == m else int(free / itemsize / m)
     way_out = f"Use fewer rows, {fit} would fit, or landmarks: n_components=2000."
     require_memory(n * m * itemsize, f"a kernel matrix of shape {(n, m)}", way_out, device)
-    kernel = gram(X, Y)
-    if not torch.isfinite(torch.stack(kernel.aminmax())).all():  # a sum of finite values may overflow
+    return finite(gram(X, Y))
+
+
+def finite(values: torch.Tensor) -> torch.Tensor:
+    """Return kernel values, or what they are weights of, or say that they are not finite."""
+    if not torch.isfinite(torch.stack(values.aminmax())).all():  # a sum of finite values may overflow
         raise ValueError(
             "the gradient kernel is not finite: gradients of net, or their products, overflow. Use normalize=True, a "
             "smaller degree or dtype='float64', and look at the outputs of net."
         )
-    return kernel
+    return values
 
 
 def inverse_square_root(gram: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._calibration import fit_temperature
 from ._callbacks import reported_fit
-from ._gradient_kernel import GradientGramMixin, gram_matrix, inverse_square_root
+from ._gradient_kernel import GradientGramMixin, finite, gram_matrix, inverse_square_root
 from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
 from ._net_labels import output_labels
 from ._parameter_checks import check_flags
@@ -199,7 +199,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         (seen, codes), by_class = np.unique(y, return_inverse=True), self.class_weight
         if isinstance(by_class, Mapping):  # which may name classes that y lacks
             by_class = {label: by_class[label] for label in seen.tolist() if label in by_class}
-        weight = sample_weight * weights_by_class(by_class, seen, codes)
+        weight = sample_weight * weights_by_class(by_class, seen, codes, sample_weight)
         weight[weight < _SMALLEST_WEIGHT] = 0
         if not weight.any() or weight.max() > 1 / _SMALLEST_WEIGHT:
             raise ValueError(
@@ -307,8 +307,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         check_is_fitted(self)
         X = self._validated(X)
         coefficients = torch.from_numpy(self.dual_coef_).to(self.gram_.engine.device)
-        landmarks = getattr(self, "_held", self.landmarks_)
-        return (self._start(X) + self.gram_.dot(X, landmarks, coefficients)).cpu().numpy()
+        if not hasattr(self, "_held"):
+            self._restore()
+        return finite(self._start(X) + self.gram_.dot(X, self._held, coefficients)).cpu().numpy()
 
     def __getstate__(self) -> dict:
         state = super().__getstate__()

@@ -3,7 +3,6 @@
 Gradient features of shape (n, n_labels * n_params), lazy or not, and labels enter; a classifier leaves.
 """
 
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from numbers import Integral
@@ -20,6 +19,7 @@ from ._parameter_checks import check_flags, check_number, positive_integers
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import GradientArray, GradientMemmap, two_logits
+from .gradients._warning import warn_user
 from .modules import GradNet
 
 _AUTO_LR = 0.05
@@ -219,11 +219,9 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         self._base_order = None if (order == np.arange(n_classes)).all() else order.tolist()
         right = (logits[:, order].argmax(1).cpu().numpy() == y[rows]).mean()
         if right < 1 / n_classes - 3 * (1 / n_classes * (1 - 1 / n_classes) / len(rows)) ** 0.5:
-            warnings.warn(
+            warn_user(
                 f"the base net's outputs, taken for {np.asarray(ordered)[:10].tolist()}, are right on {right:.0%} of "
                 "the rows, less than a guess: if their order is another one, pass classes=[...] in that order.",
-                UserWarning,
-                stacklevel=7,  # who calls `fit`
             )
 
     def _check_training_parameters(self) -> None:
@@ -322,7 +320,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         """
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         if kwargs["lr"] == "auto":
-            if issubclass(self.optimizer, torch.optim.LBFGS):
+            if isinstance(self.optimizer, type) and issubclass(self.optimizer, torch.optim.LBFGS):
                 raise ValueError("lr='auto' is a rate for each layer, which LBFGS does not have: set lr to a number.")
             fan_ins = {p: layer.in_features for layer in self.module_.modules() for p in _linear_parameters(layer)}
             groups = [

@@ -19,6 +19,12 @@ from ._rows import WeightedRows
 from ._schedule import CosineSchedule
 
 
+class _Stopping(EarlyStopping):
+    def on_train_end(self, net, **kwargs) -> None:
+        if net.history:  # without an epoch skorch finds no best one
+            super().on_train_end(net, **kwargs)
+
+
 class HeldOutMixin:
     """Schedule, early stopping and calibration, by skorch's callbacks and splits."""
 
@@ -54,9 +60,9 @@ class HeldOutMixin:
         yield from super()._yield_callbacks()
         if self.schedule is not None:
             yield "schedule", CosineSchedule(), True
-        if self.early_stopping and self.max_epochs:  # without an epoch skorch finds no best one
+        if self.early_stopping:
             # The last of all: where it stops, those after it would not see the epoch.
-            stopping = EarlyStopping(patience=self.n_iter_no_change, threshold=0, load_best=True)
+            stopping = _Stopping(patience=self.n_iter_no_change, threshold=0, load_best=True)
             yield "early_stopping", stopping, True
 
     def get_split_datasets(self, X, y=None, **fit_params):
@@ -95,13 +101,14 @@ class HeldOutMixin:
         return train, self._held_out
 
     def _fit(self, *args):
-        self._held_out = None
+        epochs = args[-1].get("epochs")
+        self._held_out, self._epochs = None, self.max_epochs if epochs is None else epochs
         try:
             super()._fit(*args)
             if self._held_out is not None and isinstance(self.criterion_, nn.CrossEntropyLoss):
                 self.temperature_ = self._temperature(self._held_out)
         finally:
-            del self._held_out
+            del self._held_out, self._epochs
         return self
 
     def _temperature(self, dataset) -> float:
@@ -115,4 +122,6 @@ class HeldOutMixin:
 
     def _get_predict_nonlinearity(self):
         nonlinearity, temperature = super()._get_predict_nonlinearity(), getattr(self, "temperature_", 1.0)
+        if self.predict_nonlinearity is None:  # outputs as they are
+            return nonlinearity
         return lambda logits: nonlinearity(logits / temperature)

@@ -38,8 +38,12 @@ def check_class_weight(estimator) -> None:
         check_choices(estimator, {"class_weight": (None, "balanced")})
 
 
-def weights_by_class(class_weight, classes: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def weights_by_class(class_weight, classes: np.ndarray, codes: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
     """Return the weight of each row's class; `codes` are numbers of the rows' classes."""
+    if class_weight == "balanced":  # by weights, so that a weight of 2 is a row that comes twice
+        totals = np.bincount(codes, sample_weight)
+        seen = totals > 0
+        return np.divide(totals.sum() / seen.sum(), totals, where=seen, out=np.zeros_like(totals))[codes]
     if isinstance(class_weight, Mapping):
         unknown: list = sorted(set(class_weight) - set(classes.tolist()), key=str)
         if unknown or not all(isinstance(w, Real) and 0 <= float(w) < np.inf for w in class_weight.values()):

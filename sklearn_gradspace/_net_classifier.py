@@ -111,8 +111,8 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
         super()._check_training_parameters()
         check_class_weight(self)
 
-    def _weights_by_class(self, y: np.ndarray) -> np.ndarray:
-        return weights_by_class(self.class_weight, self._labels, y)
+    def _weights_by_class(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        return weights_by_class(self.class_weight, self._labels, y, sample_weight)
 
     def _check_outputs(self, outputs):
         if isinstance(self.criterion_, nn.CrossEntropyLoss):

@@ -322,7 +322,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             raise ValueError("sample_weight and class_weight need X and y as arrays, not a Dataset or a dictionary.")
         weight = _check_sample_weight(sample_weight, y, dtype=self._numpy_dtype, ensure_non_negative=True)
         if self.class_weight is not None:
-            weight = weight * self._weights_by_class(y)
+            weight = weight * self._weights_by_class(y, weight)
         rows = np.flatnonzero(weight)
         if not len(rows):
             raise ValueError("sample_weight and class_weight: all weights are zero, so that nothing is left to fit.")

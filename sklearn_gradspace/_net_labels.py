@@ -3,7 +3,6 @@
 A parameter `net`, the number of its labels and class labels enter; labels in the order of the outputs leave.
 """
 
-import warnings
 from numbers import Number
 
 import numpy as np
@@ -13,6 +12,7 @@ from skorch import NeuralNet
 from ._base_net import trained_module
 from ._labels import checked_labels, distinct
 from ._net_classifier import NetClassifier
+from .gradients._warning import warn_user
 
 
 def trained_classes(net, n_labels: int) -> np.ndarray | None:
@@ -47,19 +47,15 @@ def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None)
     found = np.arange(0) if y is None else distinct(y, "y")
     if len(found) != n_labels:
         if len(found) > 1 and set(found.tolist()) <= set(range(1, n_labels)):
-            warnings.warn(
+            warn_user(
                 f"net has {n_labels} labels, and of y {found[:10].tolist()}: they are taken for numbers of its "
                 "outputs, counted from 0. If they are not, pass classes=[...], the labels in the order of the outputs.",
-                UserWarning,
-                stacklevel=3,
             )
         return np.arange(n_labels)
     if trained_module(net) is not None and not all(isinstance(label, Number) for label in found.tolist()):
-        warnings.warn(
+        warn_user(
             "net does not say which label an output is of, and those of y are no numbers: they are taken in sorted "
             f"order, {found[:10].tolist()}. Pass classes=[...], the labels in the order of the outputs.",
-            UserWarning,
-            stacklevel=3,
         )
     return found
 

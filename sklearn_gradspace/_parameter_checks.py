@@ -40,6 +40,8 @@ def positive_integers(given) -> tuple[int, ...] | None:
 
 def check_number(value, name: str, kind: type = Real, **limits) -> None:
     """Raise TypeError or ValueError where `value` is no finite number within `limits`, which are `check_scalar`'s."""
+    if isinstance(value, (bool, np.bool_)):  # an int, for check_scalar
+        raise TypeError(f"{name}={value!r} is no number.")
     check_scalar(value, name, kind, **limits)
     if not -_LARGEST <= value <= _LARGEST:  # NaN as well, which check_scalar lets pass
         raise ValueError(f"{name}={value!r} is no finite number from {-_LARGEST:g} to {_LARGEST:g}.")

@@ -14,6 +14,8 @@ class CosineSchedule(LRScheduler):
     When training ends the optimizer gets its rates back, so that it can go on.
     """
 
+    lr_scheduler_: CosineAnnealingLR | None
+
     def __init__(self) -> None:
         super().__init__(CosineAnnealingLR, step_every="batch")
 
@@ -22,13 +24,13 @@ class CosineSchedule(LRScheduler):
         return {}
 
     def on_train_begin(self, net, **kwargs) -> None:
-        """Forget the scheduler of an earlier fit."""
-        self.lr_scheduler_: CosineAnnealingLR | None = None
+        """Forget the scheduler of an earlier fit, which an error may have ended."""
+        self.on_train_end(net)
 
     def on_epoch_begin(self, net, dataset_train=None, **kwargs) -> None:
         """Make the scheduler in the first epoch."""
         if self.lr_scheduler_ is None:
-            steps = net.max_epochs * len(net.get_iterator(dataset_train, training=True))
+            steps = getattr(net, "_epochs", net.max_epochs) * len(net.get_iterator(dataset_train, training=True))
             self.lr_scheduler_ = CosineAnnealingLR(net.optimizer_, steps)
 
     def on_train_end(self, net, **kwargs) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from sklearn_gradspace import GradientKernel, GradientKernelClassifier, _gradient_kernel_classifier
 from sklearn_gradspace._net_classifier import NetClassifier
-from sklearn_gradspace.gradients import _memory
+from sklearn_gradspace.gradients import GradientGram, _memory
 from sklearn_gradspace.modules import MLP
 
 ALPHAS = (0.01, 0.1, 1.0, 10.0)
@@ -294,7 +294,7 @@ def test_weights_in_leave_one_out(net, data, n_components):
     assert all(loss(model.temperature_) < loss(model.temperature_ * f) for f in (0.95, 1.05))
 
 
-@pytest.mark.parametrize("options", [{}, {"base_output": False}, {"n_components": 100}])
+@pytest.mark.parametrize("options", [{}, {"base_output": False}, {"n_components": 100}, {"class_weight": "balanced"}])
 def test_weights_are_repetitions_and_weight_0_leaves_a_row_out(net, data, options):
     X, y = data
     weight = np.random.default_rng(2).integers(0, 4, len(X))
@@ -349,6 +349,16 @@ def test_pickle_and_clone(data, options):
     expected = model.predict_proba(X)
     assert np.array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), expected)
     assert np.array_equal(clone(model).fit(X, y).predict_proba(X), expected)
+
+
+def test_a_restored_classifier_computes_the_gradients_of_landmarks_once(net, data, monkeypatch):
+    model, passed, tile = pickle.loads(pickle.dumps(GradientKernelClassifier(net).fit(*data))), [], GradientGram.tile
+    monkeypatch.setattr(GradientGram, "tile", lambda self, rows: passed.append(len(rows)) or tile(self, rows))
+    first = model.predict_proba(data[0][:2])
+    assert sum(passed) >= len(data[0])
+    passed.clear()
+    assert np.array_equal(model.predict_proba(data[0][:2]), first)
+    assert sum(passed) < len(data[0])
 
 
 def test_grid_search(net, data):

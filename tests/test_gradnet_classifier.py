@@ -1,6 +1,7 @@
 """GradNetClassifier: views, weights, labels, states, and that the representation of the features does not matter."""
 
 import pickle
+from functools import partial
 
 import joblib
 import numpy as np
@@ -310,6 +311,35 @@ def test_labels_are_smoothed_in_training_alone(data, lazy, weight):
     assert classifier.history[-1]["valid_loss"] == pytest.approx(plain)
     by_hand = GradNetClassifier(criterion__label_smoothing=0.2, **options).fit(lazy, data[1])
     assert by_hand.history[-1]["valid_loss"] == pytest.approx(smoothed)
+
+
+def test_early_stopping_without_an_epoch_and_afterwards(lazy):
+    y = np.random.default_rng(0).permutation(np.arange(len(lazy)) % 3)
+    classifier = GradNetClassifier(early_stopping=True, n_iter_no_change=1, max_epochs=0, random_state=0).fit(lazy, y)
+    assert not classifier.history
+    classifier.set_params(max_epochs=60).partial_fit(lazy, y)
+    assert 0 < len(classifier.history) < 60
+    assert not classifier.fit(lazy, y, epochs=0).history
+
+
+def test_balanced_classes_are_those_of_rows_that_count(data, lazy):
+    weight = np.arange(len(data[1])) % 4
+    classifier = GradNetClassifier(class_weight="balanced", max_epochs=2, random_state=0)
+    found = clone(classifier).fit(lazy, data[1], sample_weight=weight).predict_proba(lazy)
+    rows = np.flatnonzero(weight)
+    assert np.array_equal(
+        found, classifier.fit(lazy[rows], data[1][rows], sample_weight=weight[rows]).predict_proba(lazy)
+    )
+
+
+def test_an_optimizer_that_is_no_class():
+    X, y = np.random.default_rng(0).normal(size=(20, 4)), np.arange(20) % 2
+    with_betas, by_name = partial(torch.optim.Adam, betas=(0.8, 0.99)), {"optimizer__betas": (0.8, 0.99)}
+    first, second = (
+        GradNetClassifier(max_epochs=2, random_state=0, **options).fit(X, y).predict_proba(X)
+        for options in ({"optimizer": with_betas}, by_name)
+    )
+    assert_close(first, second, 1e-6)
 
 
 @pytest.mark.parametrize(("max_epochs", "patience", "stops"), [(200, 3, True), (30, 1000, False)])

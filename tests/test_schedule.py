@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 from skorch.dataset import ValidSplit
 
 from sklearn_gradspace import GradNetClassifier
@@ -34,6 +35,26 @@ def test_going_on_begins_anew_with_the_rates_that_are_set():
     np.testing.assert_allclose(rates(classifier, classifier.history[2:]), first)
     classifier.set_params(lr=0.6).partial_fit(X, y)
     np.testing.assert_allclose(rates(classifier, classifier.history[4:]), 2 * first)
+
+
+@pytest.mark.parametrize("epochs", [2, 6])
+def test_epochs_that_fit_is_told_count(epochs):
+    classifier = GradNetClassifier(schedule="cosine", lr=0.3, max_epochs=4, batch_size=10).fit(X, y, epochs=epochs)
+    expected = 0.3 * (1 + np.cos(np.pi * np.arange(5 * epochs) / (5 * epochs))) / 2
+    np.testing.assert_allclose(rates(classifier, classifier.history), expected, rtol=1e-8)
+
+
+def test_going_on_after_an_error_begins_with_the_rates_that_are_set():
+    class Fails(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                raise OSError("disk full")
+
+    classifier = GradNetClassifier(schedule="cosine", lr=0.3, max_epochs=4, batch_size=10, callbacks=[Fails()])
+    with pytest.raises(OSError, match="disk full"):
+        classifier.fit(X, y)
+    classifier.partial_fit(X, y)
+    assert rates(classifier, classifier.history[2:])[0] == 0.3
 
 
 def test_every_layer_keeps_its_own_rate():

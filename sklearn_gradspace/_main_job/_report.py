@@ -51,8 +51,8 @@ def table(results: list[Result]) -> str:
         "| --- | --- | --- |",
     ]
     for row in made:
-        gain = "–" if row.contender == BASE else _spread(row.gains, "+")
-        lines.append(f"| {row.contender} | {_spread(row.accuracies)} | {gain} |")
+        gain = "–" if row.contender == BASE else spread(row.gains, "+")
+        lines.append(f"| {row.contender} | {spread(row.accuracies)} | {gain} |")
     return "\n".join(lines)
 
 
@@ -83,7 +83,7 @@ def _draw(made: list[Row], path: Path) -> None:
     axes = figure.subplots()
     for height, row in enumerate(reversed(made)):
         colour = {BASE: "0.4", GRADNET: "C1", KERNEL: "C1"}.get(row.contender, "C0")
-        axes.errorbar(row.accuracies.mean(), height, xerr=_std(row.accuracies), fmt="o", color=colour, capsize=4)
+        axes.errorbar(row.accuracies.mean(), height, xerr=deviation(row.accuracies), fmt="o", color=colour, capsize=4)
         axes.plot(row.accuracies, [height] * len(row.accuracies), "|", color=colour, alpha=0.6)
     axes.set_yticks(range(len(made)), [row.contender for row in reversed(made)])
     axes.set_ylim(-0.6, len(made) - 0.4)
@@ -92,9 +92,13 @@ def _draw(made: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _spread(values: np.ndarray, sign: str = "") -> str:
-    return f"{values.mean():{sign}.2f}" + (f" ± {_std(values):.2f}" if len(values) > 1 else "")
+def spread(values: np.ndarray, sign: str = "") -> str:
+    """Return mean and standard deviation of seeds as text, the mean alone of one seed, and nothing of none."""
+    if not len(values):
+        return ""
+    return f"{values.mean():{sign}.2f}" + (f" ± {deviation(values):.2f}" if len(values) > 1 else "")
 
 
-def _std(values: np.ndarray) -> float:
+def deviation(values: np.ndarray) -> float:
+    """Return the standard deviation of seeds, 0 of a single one."""
     return values.std(ddof=1) if len(values) > 1 else 0.0

@@ -107,6 +107,8 @@ class GradientArray:
         rows, columns = (*index, slice(None))[:2]
         if not isinstance(rows, slice) and rows is not Ellipsis:
             rows = np.asarray(rows, dtype=int if np.size(rows) == 0 else None)
+            if rows.ndim > 1:
+                raise IndexError(f"rows are numbered by {rows.ndim} axes, but a GradientArray has rows along one.")
             if rows.ndim == 0:
                 return np.asarray(self[rows[None]])[0, columns]
         taken = GradientArray(self.features, self.X[rows], self.augment)
@@ -167,7 +169,8 @@ class GradientArray:
         outputs : Tensor of shape (n_samples, n_outputs)
             The net's outputs.
         """
-        return torch.cat([self.features.engine.outputs(batch.X) for batch in self.batches()])
+        parts = [batch.X for batch in self.batches()] or [self.X]
+        return torch.cat([self.features.engine.outputs(part) for part in parts])
 
     def view(self, labels: Tensor | None = None) -> Tensor:
         """Compute features of all rows at once, on the device.

@@ -218,7 +218,8 @@ class GradientGram:
         """
         others = X if Y is None else self.held(Y)
         large, small = self._steps(others[:1])
-        step = small if Y is not None and isinstance(others, GradientTile) else large  # beside what is held
+        # Of what is held any part is at hand: small parts leave out most of what a triangle does not need.
+        step = min(small, max(_ROWS, len(X) // 8)) if isinstance(others, GradientTile) else large
         limit = RowLimit(self.engine.device)
 
         def compute(rows: slice) -> Iterator[tuple[int, None]]:

@@ -2,11 +2,12 @@
 
 import gc
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+
+from ._warning import warn_user
 
 Result = TypeVar("Result")
 
@@ -117,11 +118,10 @@ class RowLimit:
                     raise MemoryError(f"a pass of a single row takes {needed()}") from error
             # Outside of the handler, where the error no longer holds what the failed pass had allocated.
             self.rows = min(self.rows, size // 2)  # another pass may have halved it more
-            warnings.warn(
+            warn_user(
                 f"memory ran out on {self.device} with {size} rows at a time: {self.rows} are taken from here on. The "
                 "numbers stay the same. A smaller batch_size, or working_memory of scikit-learn, avoids the attempts.",
                 RuntimeWarning,
-                stacklevel=3,
             )
             _free_memory(self.device)
 

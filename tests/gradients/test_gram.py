@@ -10,7 +10,7 @@ from asserts import as_array, assert_close, random_state_untouched, untouched
 from cases import BY_NAME
 from torch import nn
 
-from sklearn_gradspace.gradients import GradientEngine, GradientGram, _ridge
+from sklearn_gradspace.gradients import GradientEngine, GradientGram, _gram, _ridge
 from sklearn_gradspace.gradients._gram import GradientTile, _product
 
 NETS = [
@@ -151,6 +151,14 @@ def test_tiles_are_small_beside_gradients_that_are_held(device):
         assert {rows.stop - rows.start for rows, _ in tiles_of(gram, X, others)} <= {small, len(X) % small}
     assert max(rows.stop - rows.start for rows, _ in tiles_of(gram, X, X)) == large  # computed anew for each tile
     assert_close(gram(X, held), make(name, device)(X, Y), 1e-12)
+
+
+def test_little_of_the_upper_triangle_is_computed(device, monkeypatch):
+    monkeypatch.setattr(_gram, "_ROWS", 1)
+    X = rows("mlp of three layers", 64)
+    gram = make("mlp of three layers", device)
+    assert len(X) < gram._steps(X[:1])[1]  # all gradients are held
+    assert sum(values.numel() for _, values in tiles_of(gram, gram.tile(X), None)) < 0.6 * len(X) ** 2
 
 
 @pytest.mark.parametrize("name", FEW)
