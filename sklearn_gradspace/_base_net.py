@@ -18,6 +18,7 @@ from ._callbacks import CallbacksMixin
 from ._net_classifier import NetClassifier
 from ._rows import as_array, check_numeric, check_sample_shape
 from .gradients import packed
+from .gradients._user_functions import called
 from .modules import MLP
 
 
@@ -32,7 +33,8 @@ class BaseNetMixin(CallbacksMixin):
         if y is None:
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
         else:
-            X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True)
+            of_outputs = np.ndim(y) == 2 and np.shape(y)[1] > 1  # targets of a regression net
+            X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True, multi_output=of_outputs)
         X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
         if self.net is None and y is not None:
@@ -120,7 +122,7 @@ def resolve_net(net, X: np.ndarray, y: np.ndarray | None) -> nn.Module:
         )
     if y is None:
         raise ValueError("without a trained net the estimator requires y to be passed, but the target y is None.")
-    returned = net(X.astype(np.float32) if X.dtype == np.float64 else X, y)
+    returned = called("net", net, X.astype(np.float32) if X.dtype == np.float64 else X, y)
     module = trained_module(returned)
     if module is None:
         raise TypeError("the callable net(X, y) must return a torch Module or a fitted skorch net.")

@@ -101,8 +101,8 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         entries that gets wrong.
     batch_size : int or "auto", default="auto"
         Rows computed at a time. "auto" takes as many as fit scikit-learn's ``working_memory``, but no more than have
-        256 MiB of gradients, and one at least. When memory runs out all the same, batches are halved. The numbers do
-        not depend on it.
+        256 MiB of gradients, and one at least. When memory runs out all the same, batches are halved. The numbers
+        depend on it by rounding alone, which decides where entries are equally large to rounding.
     device : str or device, optional
         Where to compute; by default where the net is.
     dtype : {"float64", "float32", "bfloat16", "tf32"}, optional
@@ -406,9 +406,12 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
     def _check_labels(self, y, n_labels: int) -> None:
         if y is None or self.scalar not in ("cross_entropy", "log_probability"):
             return
+        if np.ndim(y) > 1 or type_of_target(y) == "continuous":
+            raise ValueError(
+                f"y of shape {np.shape(y)} holds no class labels, of which scalar={self.scalar!r} is: for a regression "
+                "net use scalar='logit', which is the output itself, or a function."
+            )
         labels = distinct(y, "y")
-        if type_of_target(y) not in ("binary", "multiclass"):
-            return
         known = trained_classes(self.net, n_labels)
         unknown = np.setdiff1d(labels, known) if known is not None else labels[n_labels:]
         if len(unknown):

@@ -326,7 +326,9 @@ class GradientKernel(GradientGramMixin, ClassNamePrefixFeaturesOutMixin, Transfo
             As of `transform`.
         """
         self.fit(X, y)
-        return self.pairwise(self.landmarks_) if self.n_components is None else self.transform(X)
+        if self.n_components is not None:
+            return self.transform(X)
+        return gram_matrix(self.gram_, self.landmarks_).cpu().numpy()
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

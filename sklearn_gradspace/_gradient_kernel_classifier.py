@@ -16,7 +16,7 @@ from ._calibration import fit_temperature
 from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, finite, gram_matrix, inverse_square_root
 from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
-from ._net_labels import output_labels
+from ._net_labels import output_labels, warn_of_order
 from ._parameter_checks import check_flags
 from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities, refuse_probabilities
 
@@ -38,14 +38,16 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     net, degree, normalize, layers, scalar, n_directions, net_output, views, projection
         The kernel, as of :class:`GradientKernel`.
     alphas : sequence of float, default=(0.01, 0.03, 0.1, 0.3, 1.0)
-        Penalties to choose from, beside kernel values of 1 for a row with itself, by the cross-entropy of leave-one-out
+        Penalties to choose from, beside kernel values of 1 for a row with itself (with ``normalize=False`` these are
+        others, and so are penalties), by the cross-entropy of leave-one-out
         probabilities. Each costs ``2 n³ / 3`` operations for n rows, and no more memory.
     base_output : bool, default=True
         Whether to begin at the base net's probabilities or at the frequencies of the classes.
     classes : array-like of shape (n_classes,), optional
         All labels, also those that `y` may lack; with `base_output` those of the net's outputs, in their order, or in
         any with ``net=None``. By default labels are those that a skorch net knows; of a module those of `y` in sorted
-        order, if they are as many as the outputs, or else the numbers from 0 on; without `base_output` those of `y`.
+        order, if they are as many as the outputs, or else the numbers from 0 on; without `base_output` those of `y`,
+        which suits labels of another kind than the net's, as of one class against the rest.
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes, by which those of rows are multiplied.
     n_components : int, optional
@@ -234,6 +236,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         """Fit to rows of positive weights, and return their scores without the share of them that is left out."""
         self._frequencies = np.bincount(codes, weight, len(self.classes_)) / weight.sum()
         start = self._start(X)
+        if self.base_output:
+            right = (start.argmax(1).cpu().numpy() == codes).mean()
+            warn_of_order(right, len(X), self.classes_[np.argsort(np.asarray(self._outputs_order))])
         roots = torch.from_numpy(np.sqrt(weight))[:, None].to(start)  # a row of weight w counts as √w of itself
         targets = torch.eye(len(self.classes_)).to(start)[torch.from_numpy(codes)] - start
         make = self._exact_solver if self.n_components is None else self._landmarks_solver

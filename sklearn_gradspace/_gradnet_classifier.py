@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ._held_out import HeldOutMixin
 from ._net_classifier import NetClassifier
 from ._net_estimator import is_skorchs_own
+from ._net_labels import warn_of_order
 from ._parameter_checks import check_flags, check_number, positive_integers
 from ._rows import RowDataset, WeightedRows
 from ._structure import blocks_of_sizes, group_columns
 from .gradients import GradientArray, GradientMemmap, two_logits
-from .gradients._warning import warn_user
 from .modules import GradNet
 
 _AUTO_LR = 0.05
@@ -37,8 +37,8 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
     hidden_sizes : int or sequence of int, default=32
         Hidden units of each group of the structure.
     structure : {"layer", "adjacent", "full"} or list of lists of str, default="layer"
-        Which layers' gradients a hidden unit sees: one layer's, those of two consecutive layers, or all; or the names
-        of each group's layers.
+        Which layers' gradients a hidden unit sees: one layer's, those of two layers that the net defines one after the
+        other, or all; or the names of each group's layers.
     activation : {"relu", "square", "tanh", "identity"} or function, default="relu"
         "square" makes the separator literally quadratic.
     views : {"random", "all"} or int, default="random"
@@ -196,7 +196,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
 
     def _validate(self, X, y, classes, reset):
         X, y = super()._validate(X, y, classes, reset)
-        counted = isinstance(self.views, Integral) and 1 <= self.views <= self.n_labels_
+        counted = isinstance(self.views, Integral) and self.views is not True and 1 <= self.views <= self.n_labels_
         if not counted and not (isinstance(self.views, str) and self.views in ("random", "all")):
             raise ValueError(
                 f"views={self.views!r} is neither 'random', 'all' nor a number from 1 to the {self.n_labels_} labels."
@@ -218,13 +218,11 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
         order = np.argsort(ordered)
         self._base_order = None if (order == np.arange(n_classes)).all() else order.tolist()
         right = (logits[:, order].argmax(1).cpu().numpy() == y[rows]).mean()
-        if right < 1 / n_classes - 3 * (1 / n_classes * (1 - 1 / n_classes) / len(rows)) ** 0.5:
-            warn_user(
-                f"the base net's outputs, taken for {np.asarray(ordered)[:10].tolist()}, are right on {right:.0%} of "
-                "the rows, less than a guess: if their order is another one, pass classes=[...] in that order.",
-            )
+        warn_of_order(right, len(rows), np.asarray(ordered))
 
     def _check_training_parameters(self) -> None:
+        if isinstance(self.lr, str) and self.lr != "auto":
+            raise TypeError(f"lr={self.lr!r} is neither a number nor 'auto'.")
         super()._check_training_parameters()
         check_flags(self, "base_logits")
         check_number(self.dropout, "dropout", min_val=0, max_val=1, include_boundaries="left")

@@ -6,6 +6,7 @@ A parameter `net`, the number of its labels and class labels enter; labels in th
 from numbers import Number
 
 import numpy as np
+from sklearn.base import is_regressor
 from sklearn.frozen import FrozenEstimator
 from skorch import NeuralNet
 
@@ -21,10 +22,25 @@ def trained_classes(net, n_labels: int) -> np.ndarray | None:
     A net of skorch itself encodes nothing: a label is the number of an output, though `classes_` lists those it saw.
     """
     net = net.estimator if isinstance(net, FrozenEstimator) else net
+    if isinstance(net, NeuralNet) and is_regressor(net):
+        raise ValueError(
+            f"net is a regressor, {type(net).__name__}, whose outputs are no logits of classes: pass a classifier. "
+            "Features and kernels of a regressor's outputs are those of scalar='logit'."
+        )
     classes = getattr(net, "classes_", None) if isinstance(net, NeuralNet) else None
     if classes is None or isinstance(net, NetClassifier) or len(classes) == n_labels:
         return classes
     return np.arange(n_labels)
+
+
+def warn_of_order(right: float, n_rows: int, labels: np.ndarray) -> None:
+    """Warn where the labels that outputs are taken for are right on a share of the rows less than that of a guess."""
+    share = 1 / len(labels)
+    if right < share - 3 * (share * (1 - share) / n_rows) ** 0.5:
+        warn_user(
+            f"the base net's outputs, taken for {labels[:10].tolist()}, are right on {right:.0%} of the rows, less "
+            "than a guess: if their order is another one, pass classes=[...] in that order."
+        )
 
 
 def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None) -> np.ndarray:

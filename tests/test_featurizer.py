@@ -16,7 +16,7 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import nn
@@ -582,3 +582,12 @@ def test_tensors_that_numpy_does_not_read():
     net, X = MLP(4, 3, (5,)), torch.randn(12, 4).bfloat16()
     one, other = (GradientFeaturizer(net).fit_transform(X.to(d), y.to(d)).toarray() for d in (torch.float32, X.dtype))
     np.testing.assert_array_equal(one, other)
+
+
+def test_targets_of_a_regression_net(X):
+    Y = np.random.default_rng(1).normal(size=(len(X), 3))
+    features = GradientFeaturizer(MLP(6, 3, (5,)).double(), scalar="logit", output="dense")
+    found = make_pipeline(features, Ridge()).fit(X, Y).predict(X)
+    dense = features.fit_transform(X)
+    assert_close(found, Ridge().fit(dense, Y).predict(dense), 1e-12)
+    assert np.array_equal(features.fit_transform(X, Y[:, 0]), dense)

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
 import torch
@@ -256,6 +257,11 @@ def test_clone_and_pickle(net, X, options):
     expected = kernel.transform(X)
     assert np.array_equal(pickle.loads(pickle.dumps(kernel)).transform(X), expected)
     assert np.array_equal(clone(kernel).fit(X).transform(X), expected)
+
+
+def test_data_frames_raise_no_warning(net, X):
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    assert np.array_equal(GradientKernel(net).fit_transform(frame), GradientKernel(net).fit_transform(X))
 
 
 def test_names_and_containers(net, X):

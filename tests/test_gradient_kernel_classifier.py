@@ -232,6 +232,16 @@ def test_learning_curves_whose_first_rows_lack_a_class(net, data):
     assert np.isfinite(train).all() and np.isfinite(test).all()
 
 
+def test_an_order_that_is_worse_than_a_guess_is_told(net, data):
+    X, _ = data
+    with torch.no_grad():
+        y = net(torch.from_numpy(X)).argmax(1).numpy()
+    names = np.array(["c", "a", "b"])
+    with pytest.warns(UserWarning, match=r"outputs, taken for \['a', 'b', 'c'\], are right on 0%"):
+        GradientKernelClassifier(net, classes=["a", "b", "c"]).fit(X, names[y])
+    GradientKernelClassifier(net, classes=names).fit(X, names[y])  # without a warning
+
+
 def test_the_order_of_a_modules_labels(net, data):
     X, y = data
     names = np.array(["zero", "one", "two"])

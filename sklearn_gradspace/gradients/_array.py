@@ -16,6 +16,7 @@ from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._memory import require_memory
 from ._passes import Result, over_batches, slices
+from ._user_functions import called
 
 
 class GradientArray:
@@ -153,12 +154,14 @@ class GradientArray:
         """
         if self.augment is None:
             return self
-        X = np.asarray(self.augment(self.X.copy(), generator))  # it may write over what it gets
+        X = np.asarray(called("augment", self.augment, self.X.copy(), generator))  # it may write over what it gets
         if X.shape != self.X.shape or X.dtype.kind not in "buif":
             raise ValueError(
                 f"augment returned rows of shape {X.shape} and dtype {X.dtype} for rows of shape {self.X.shape}: they "
                 "have to be real numbers of the same shape."
             )
+        if not np.isfinite(X).all():
+            raise ValueError("augment returned NaN or infinity.")
         return GradientArray(self.features, X)
 
     def outputs(self) -> Tensor:

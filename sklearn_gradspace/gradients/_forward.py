@@ -183,7 +183,16 @@ def net_output(output: Callable | None = None) -> Callable[[nn.Module, Tensor], 
 
     def apply(module: nn.Module, inputs: Tensor) -> Tensor:
         returned = module(inputs)
-        return as_table(returned if output is None else output(returned), len(inputs))
+        if output is None:
+            return as_table(returned, len(inputs))
+        try:
+            picked = output(returned)
+        except Exception as error:  # whatever a user's function may raise
+            raise ValueError(
+                f"`output` (`net_output` of estimators) fails on what net returned, a {type(returned).__name__}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return as_table(picked, len(inputs))
 
     return apply
 

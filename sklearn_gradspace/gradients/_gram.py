@@ -18,6 +18,7 @@ from ._memory import RowLimit, is_out_of_memory
 from ._passes import progress, slices
 from ._projection import Projection
 from ._ridge import mirror_lower
+from ._user_functions import called
 
 Views = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -271,7 +272,7 @@ class GradientGram:
     def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:
         if self.views is None:
             return [X]
-        returned = self.views(X.copy())
+        returned = called("views", self.views, X.copy())
         views = [np.asarray(view) for view in returned] if isinstance(returned, Iterable) else []
         wrong = [v.shape for v in views if v.shape != X.shape or v.dtype.kind not in "buif"]
         if wrong or not views:

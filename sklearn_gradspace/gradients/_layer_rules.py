@@ -150,7 +150,9 @@ def per_sample(
         pullback = vjp(lambda p: tuple(o.squeeze(0) for o in function(p, *batches)), parameters)[1]
         return vmap(pullback)(delta)[0]
 
-    return vmap(of_sample)(tuple(sample.clone() for sample in samples), deltas)  # some write over their input
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # of operations without a batching rule
+        return vmap(of_sample)(tuple(sample.clone() for sample in samples), deltas)  # some write over their input
 
 
 def transform(layer: nn.Module, names: list[str], call: LayerCall) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._sharing import to_device
+from ._user_functions import called
 
 Scalar = str | Callable[[Tensor], Tensor]
 # One label a row, "predicted" for the net's own, a function that finds them by the outputs, or all.
@@ -119,7 +120,7 @@ SCALARS = tuple(_SCALARS)
 def _of_function(scalar: Callable[[Tensor], Tensor], outputs: Tensor, labels: Tensor | None) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         outputs = outputs.clone().requires_grad_()
-        values = scalar(outputs)
+        values = called("scalar", scalar, outputs)
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if isinstance(values, Tensor) and values.shape == (len(outputs),):
             values = values.unsqueeze(1)

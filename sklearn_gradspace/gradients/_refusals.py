@@ -62,7 +62,7 @@ def refuse_mixing(forward: ForwardPass, scalar: Scalar) -> None:
     """Refuse a net, or a scalar, that makes something else of a row when it comes alone."""
     values = scalar if callable(scalar) else partial(cotangents, scalar)
     scalars = values(forward.outputs.detach())
-    for row in {0, len(forward.inputs) - 1}:
+    for row in range(len(forward.inputs)):
         together, alone = forward.outputs[row], forward.apply(forward.module, forward.inputs[row : row + 1].clone())[0]
         difference = (together - alone).abs().max()
         rounding = max(1e-6, 1e3 * torch.finfo(together.dtype).eps)
@@ -76,6 +76,16 @@ def refuse_mixing(forward: ForwardPass, scalar: Scalar) -> None:
         of_row, of_batch = values(together.detach()[None])[0], scalars[row]
         if of_row.shape != of_batch.shape or (of_row - of_batch).abs().max() > rounding * scalars.abs().max():
             raise ValueError("scalar mixes the rows of a batch: each row must come from that row of the outputs alone.")
+
+
+def refuse_mixing_of_many(together: Tensor, alone: Tensor, largest: float) -> None:
+    """Refuse a net whose outputs for many rows differ, beyond a share of the largest, when the rows come one by one."""
+    differences = (together - alone).nan_to_num(0, 0, 0).abs().amax(1)  # a pass refuses what is not finite, by row
+    if differences.max() > largest * together.nan_to_num(0, 0, 0).abs().max():
+        raise ValueError(
+            f"net mixes the rows of a batch, or is random: the logits of a row differ by {differences.max():.2g} when "
+            "it comes alone. Features need a net that is a function of each row by itself."
+        )
 
 
 def _first_that_mixes(forward: ForwardPass, row: int, rounding: float) -> str | None:

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from ._forward import ForwardPass, forward_pass
 from ._memory import is_out_of_memory
 from ._outputs import cotangents
-from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_probabilities
+from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_mixing_of_many, refuse_probabilities
 from ._rules import LAYER_RULES, choose_rules, unused, write_gradients
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Rows that decide, and parameters from which on they are fewer: their gradients are held in double.
 _ROWS, _ROWS_OF_MANY, _MANY = 4, 2, 10**7
+_ROWS_ALONE = 16  # whose outputs, of few parameters, are compared with those of a batch: some nets mix some rows alone
 
 
 def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
@@ -38,6 +39,8 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     forward = precise_forward(engine, X, labels)
     refuse_probabilities(engine.module, forward.outputs, engine.scalar)
     refuse_mixing(forward, engine.scalar)
+    if engine.n_params < _MANY:
+        _compare_many(engine, sample)
     engine.rules = choose_rules(forward, [block.name for block in engine.blocks])
     by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}
     idle = {rule.name.rpartition(".")[0] for rule in engine.rules if rule.rule == unused.__name__}
@@ -47,6 +50,15 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     engine.rounding_error = (
         _measured_error(engine, X, labels, forward) if engine.precision in ("bfloat16", "tf32") else None
     )
+
+
+def _compare_many(engine: "GradientEngine", sample: np.ndarray) -> None:
+    X = sample[np.unique(np.linspace(0, len(sample) - 1, _ROWS_ALONE, dtype=int))]
+    with engine.computing(), torch.no_grad():
+        parts = [X, *(X[i : i + 1] for i in range(len(X)))]
+        together, *alone = (engine.apply(engine.module, engine.inputs(part)).float() for part in parts)
+    rounded = engine.precision in ("bfloat16", "tf32") or torch.finfo(engine.dtype).bits < 32
+    refuse_mixing_of_many(together, torch.cat(alone), 0.1 if rounded else 1e-3)
 
 
 def _first_outputs(engine: "GradientEngine", X: np.ndarray) -> Tensor:

@@ -132,4 +132,37 @@ def test_the_first_and_the_last_row_decide(device):
     X = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
     GradientEngine(Sees(), X, device=device)
     np.testing.assert_array_equal(seen[0], X[[0, 33, 66, 99]])
-    assert max(len(rows) for rows in seen) == 4
+    assert max(len(rows) for rows in seen) == 16
+
+
+class Trimmed(nn.Module):
+    """It cuts off the padding that all rows of a batch have, and averages over what is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(30, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.words(x[:, : (x != 0).sum(1).max()]).mean(1))
+
+
+class BySum(nn.Module):
+    """Its branch depends on all rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(12, 3), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = x.float()
+        return self.one(x) if x.sum() > 1200 else self.other(x)
+
+
+@pytest.mark.parametrize("net", [Trimmed(), BySum()])
+@pytest.mark.parametrize("seed", range(10))
+def test_nets_that_mix_some_rows_alone_are_refused(net, seed, device):
+    rng = np.random.default_rng(seed)
+    lengths = np.where(rng.random(200) < 0.8, 12, rng.integers(2, 12, 200))
+    X = np.where(np.arange(12) < lengths[:, None], rng.integers(1, 30, (200, 12)), 0)
+    with pytest.raises(ValueError, match="net mixes the rows of a batch"):
+        GradientEngine(net, X, device=device)
