@@ -33,7 +33,8 @@ class BaseNetMixin(CallbacksMixin):
         if y is None:
             X = validate_data(self, X, dtype="numeric", allow_nd=True)
         else:
-            of_outputs = np.ndim(y) == 2 and np.shape(y)[1] > 1  # targets of a regression net
+            shape = np.asarray(y).shape
+            of_outputs = len(shape) == 2 and shape[1] > 1  # targets of a regression net
             X, y = validate_data(self, X, y, dtype="numeric", allow_nd=True, multi_output=of_outputs)
         X = check_numeric(X)
         self.sample_shape_ = X.shape[1:]
