@@ -26,6 +26,7 @@ from sklearn_gradspace import (
     GradNetClassifier,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")  # the net is not trained
 callback = pytest.importorskip("sklearn.callback", reason="scikit-learn has callbacks from 1.9 on")
 X, y = load_iris(return_X_y=True)
 X, labels = X.astype(np.float32), np.array(["a", "b", "c"])[y]

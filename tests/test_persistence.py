@@ -532,6 +532,16 @@ def nested(depth):
     return node
 
 
+@pytest.fixture
+def recursion_limit():
+    """Set Python's default, which other tests' libraries raise."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.usefixtures("recursion_limit")
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
