@@ -18,7 +18,7 @@ from ._callbacks import CallbacksMixin
 from ._net_classifier import NetClassifier
 from ._rows import as_array, check_numeric, check_sample_shape
 from .gradients import packed
-from .gradients._user_functions import called
+from .gradients._user import called
 from .modules import MLP
 
 

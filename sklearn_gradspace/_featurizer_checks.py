@@ -11,7 +11,7 @@ import numpy as np
 
 from ._parameter_checks import check_choices, check_flags, check_n_jobs, check_seed, check_verbose
 from .gradients import DTYPES, FISHER_SCALES, SCALARS, SCALES, SELECTIONS, check_device
-from .gradients._warning import warn_user
+from .gradients._user import warn_user
 
 _OUTPUTS = ("lazy", "dense", "csr", "memmap")
 _LABELS = ("all", "predicted")

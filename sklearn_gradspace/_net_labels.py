@@ -13,7 +13,7 @@ from skorch import NeuralNet
 from ._base_net import trained_module
 from ._labels import checked_labels, distinct
 from ._net_classifier import NetClassifier
-from .gradients._warning import warn_user
+from .gradients._user import warn_user
 
 
 def trained_classes(net, n_labels: int) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._memory import require_memory
 from ._passes import Result, over_batches, slices
-from ._user_functions import called
+from ._user import called
 
 
 class GradientArray:

@@ -18,7 +18,7 @@ from ._memory import RowLimit, is_out_of_memory
 from ._passes import progress, slices
 from ._projection import Projection
 from ._ridge import mirror_lower
-from ._user_functions import called
+from ._user import called
 
 Views = Callable[[np.ndarray], Sequence[np.ndarray]]
 

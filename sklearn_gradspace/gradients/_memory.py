@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from ._warning import warn_user
+from ._user import warn_user
 
 Result = TypeVar("Result")
 

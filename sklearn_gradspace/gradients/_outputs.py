@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._sharing import to_device
-from ._user_functions import called
+from ._user import called
 
 Scalar = str | Callable[[Tensor], Tensor]
 # One label a row, "predicted" for the net's own, a function that finds them by the outputs, or all.
