@@ -26,7 +26,7 @@ def trainer(images: Images, epochs: int, device: str, seed: int, callbacks: Sequ
     """Return what trains a net as the authors do: SGD, the learning rate halved every 25 epochs."""
     halved = LRScheduler(StepLR, step_size=25, gamma=0.5)
     return NetClassifier(
-        partial(_new_augmented, images.new_net, images.augment(contrast=True)),
+        partial(new_augmented, images.new_net, images.augment(contrast=True)),
         optimizer=torch.optim.SGD,
         optimizer__weight_decay=5e-4,
         lr=0.05,
@@ -69,7 +69,8 @@ def _train(levels: list[str], images: Images, files: dict[str, Path], device: st
     trainer(images, epochs, device, 0, [("snapshots", snapshots)]).fit(images.X[:n], images.y[:n])
 
 
-def _new_augmented(new_net, augment) -> Augmented:
+def new_augmented(new_net, augment) -> Augmented:
+    """Return a net of new weights, which gets augmented images in training."""
     return Augmented(new_net(), augment)
 
 
