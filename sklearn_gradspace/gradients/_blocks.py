@@ -60,7 +60,7 @@ class Block:
         view : Tensor of shape (..., ``*shape``)
             The same numbers.
         """
-        return gradients.unflatten(-1, self.shape) if self.shape else gradients.squeeze(-1)
+        return gradients.view((*gradients.shape[:-1], *self.shape))
 
     def shaped_by_tap(self, gradients: Tensor) -> Tensor:
         """Return what `shaped` does, for memory in which a kernel's taps stand before its channels.

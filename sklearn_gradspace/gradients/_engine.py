@@ -332,7 +332,10 @@ class GradientEngine:
     def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
         labels = torch.as_tensor(labels).to(torch.int64)
         # On other devices a look at the labels would wait for them.
-        wrong = labels.device.type == "cpu" and labels.numel() and not 0 <= labels.min() <= labels.max() < self.n_labels
+        wrong = False
+        if labels.device.type == "cpu" and labels.numel():
+            least, largest = labels.aminmax()
+            wrong = least.item() < 0 or largest.item() >= self.n_labels
         if labels.shape != (n,) or wrong:
             raise ValueError(
                 f"labels must be {n} numbers from 0 to {self.n_labels - 1}, one for each row; they are "
@@ -382,7 +385,8 @@ class GradientEngine:
         places : dict of str to Tensor
             The views, by parameter.
         """
-        return {block.name: block.shaped(out[..., block.slice]) for block in self.blocks}
+        columns = out.split([block.size for block in self.blocks], -1)
+        return {block.name: block.shaped(of_block) for block, of_block in zip(self.blocks, columns, strict=True)}
 
     def forward(self, X: np.ndarray, labels: Labels = None) -> ForwardPass:
         """Return a pass of the rows `X` for the scalars `labels`, or for all.

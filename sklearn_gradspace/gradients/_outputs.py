@@ -3,6 +3,7 @@
 Whatever a net returns enters; it leaves as a checked table of outputs, or as the derivatives of k scalars in them.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,8 @@ def as_table(returned: object, n: int) -> Tensor:
 
 def check_finite(outputs: Tensor) -> Tensor:
     """Return `outputs`, or name the rows that are not finite."""
+    if math.isfinite(outputs.sum().item()):  # which may overflow, but is quick
+        return outputs
     finite = torch.isfinite(outputs)
     if not finite.all():
         rows = (~finite.all(1)).nonzero().flatten().tolist()
@@ -93,15 +96,16 @@ def _cross_entropy(logits: Tensor, labels: Tensor | None) -> Tensor:
     if n_labels == 1:
         both = torch.stack([logits.sigmoid(), -(-logits).sigmoid()], 1)  # (n, 2, 1)
         return both if labels is None else both.gather(1, labels.view(-1, 1, 1))
-    probabilities = logits.softmax(1)
     # 1 - p_c as the sum of the others: where the net is sure of c, the difference would be rounding error.
-    others = probabilities @ (1 - torch.eye(n_labels, dtype=logits.dtype, device=logits.device))
+    probabilities = logits.softmax(1)
     if labels is None:
+        others = probabilities @ (1 - torch.eye(n_labels, dtype=logits.dtype, device=logits.device))
         all_labels = probabilities.unsqueeze(1).repeat(1, n_labels, 1)
         all_labels.diagonal(dim1=1, dim2=2).copy_(-others)
         return all_labels
     labels = labels.unsqueeze(1)
-    return probabilities.scatter(1, labels, -others.gather(1, labels)).unsqueeze(1)
+    others = probabilities.scatter_(1, labels, 0).sum(1, keepdim=True)
+    return probabilities.scatter_(1, labels, -others).unsqueeze(1)
 
 
 def _log_probability(logits: Tensor, labels: Tensor | None) -> Tensor:

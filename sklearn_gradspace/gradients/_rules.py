@@ -61,9 +61,9 @@ def closed_form(forward: ForwardPass, out: Gradients) -> None:
     """Products of what enters a layer and what comes back to it."""
 
     def write(layer, call: LayerCall, own: Gradients) -> None:
-        rule = _layer_rules.exact_rule(layer)
+        rule, dtype = _layer_rules.exact_rule(layer), next(iter(own.values())).dtype
+        inputs, deltas = (_as_precise(t, dtype) for t in (call.arguments[0], call.deltas[0]))
         for name, place in own.items():
-            inputs, deltas = (_as_precise(t, place.dtype) for t in (call.arguments[0], call.deltas[0]))
             rule(layer, name, inputs, deltas, place, forward.scratch)
 
     _by_layer(forward, out, write)
