@@ -6,7 +6,7 @@ there into the gradients of its parameters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -428,8 +428,7 @@ class GradientEngine:
         last = self.channels_last and not plain
         return inputs.contiguous(memory_format=torch.channels_last) if last else inputs
 
-    @contextmanager
-    def computing(self, exact: bool = False) -> Iterator[None]:
+    def computing(self, exact: bool = False) -> AbstractContextManager:
         """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for.
 
         What is `exact` is never rounded so: solving a system of equations, say.
@@ -439,15 +438,15 @@ class GradientEngine:
         exact : bool, default=False
             Whether TF32 is off in any case.
 
-        Yields
-        ------
-        nothing : None
+        Returns
+        -------
+        context : context manager
             The context in which to compute.
         """
-        if self.device.type != "cuda":
-            with torch.inference_mode(False):
-                yield
-            return
+        return self._on_cuda(exact) if self.device.type == "cuda" else torch.inference_mode(False)
+
+    @contextmanager
+    def _on_cuda(self, exact: bool) -> Iterator[None]:
         cudnn: Any = torch.backends.cudnn  # it makes its switches when it is imported, which mypy does not see
         switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
         with _SWITCHING, torch.inference_mode(False):
