@@ -212,7 +212,7 @@ def _draw(results: dict[tuple, float], options: argparse.Namespace) -> None:
     """Draw accuracy over the number of rows, a panel for each kind of setting, with standard errors."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 4, figsize=(17, 8.5), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(17, 10.5), sharex=True, sharey=True, layout="constrained")
     for panel, ax in zip(options.panels, axes.flat):
         for variant in PANELS[panel]:
             found = [_found(results, options, panel, variant, n) for n in options.rows]
@@ -220,7 +220,7 @@ def _draw(results: dict[tuple, float], options: argparse.Namespace) -> None:
             style = {"color": "k", "lw": 2} if variant.startswith("defaults") else {"lw": 1.2}
             ax.errorbar(options.rows, means, errors, label=variant, ms=3, marker="o", **style)
         ax.set(xscale="log", title=panel)
-        ax.legend(fontsize=7, frameon=False, loc="lower right")
+        ax.legend(fontsize=7, frameon=False, loc="lower right", borderaxespad=0)
         ax.set_xticks(options.rows, [str(n) for n in options.rows])
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
