@@ -64,6 +64,10 @@ class ECOptMixin:
     def _optimizer_class(self):
         return _OPTIMIZERS.get(self.optimizer, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
 
+    @property
+    def _optimizer_arguments(self):
+        return {*signature(ECOptimizer).parameters} | super()._optimizer_arguments
+
     def _validate(self, X, y, classes, reset):
         self._check_parameters()
         return super()._validate(X, y, classes, reset)
@@ -139,6 +143,8 @@ class ECOptMixin:
         """
         self._check_parameters()
         (groups,), kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
+        for name in sorted(kwargs.keys() & {"method", "init", "path_penalty"}):
+            raise ValueError(f"optimizer__{name}: that is a parameter of {type(self).__name__} itself, {name}=...")
         graph = graph_of(self.module_, self.graph and self.graph(self.module_))
         trained = hasattr(self, "optimizer_") and self.scale_graph_.module is graph.module
         given = isinstance(self.module, nn.Module) and self.init == "auto"
@@ -187,15 +193,16 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
         Widths of the hidden layers of the default `module`, a ReLU net; empty for a linear model.
     module : Module class, instance or callable, default=MLP
         The net, from (n, ...) to logits of shape (n, n_classes). A class or callable gets those of `n_features`,
-        `n_outputs`, `n_classes` and `hidden_layer_sizes` that it has arguments for, and ``module__...`` parameters; an
-        instance is copied in `fit`, which begins at its weights. It has to be one that
+        `n_outputs`, `n_classes` and `hidden_layer_sizes` that it has arguments for, ``module__...`` parameters, and the
+        precision of `X`; an instance is copied in `fit`, which begins at its weights, in their precision. What a
+        callback freezes later may still be rescaled. It has to be one that
         :func:`~sklearn_gradspace.pathspace.scale_graph` can trace, unless there is `graph`.
     optimizer : {"sgd", "adam", "adamw"} or Optimizer class, default="sgd"
         The inner optimizer, which makes the steps; ``optimizer__...`` are arguments of it, or of
         :class:`~sklearn_gradspace.optim.ECOptimizer`: ``optimizer__units``, ``optimizer__chart_every``,
         ``optimizer__balance_every`` and ``optimizer__approximate``.
     lr : float, default=0.02
-        Learning rate.
+        Learning rate. The default is SGD's; Adam wants one of about 0.003.
     momentum : float, default=0.9
         Momentum, for inner optimizers that have one.
     weight_decay : float, default=0.001
@@ -205,7 +212,8 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
     init : {"auto", "keep", "skeleton", "identity"}, default="auto"
         Where training begins: at the function that `module` is made with, with all skeleton weights at 1, or with those
         at 1 and small others, next to the identity; "auto" is the last for deep nets without normalisation or
-        shortcuts, unless `module` is an instance, and else "keep".
+        shortcuts, unless `module` is an instance, and else "keep". Skeleton weights are one into and one out of each
+        unit, which basis paths go along: see the user guide on equivalent-class space.
     path_penalty : float, default=0.0
         Factor of the squared norm of basis path values in the loss; for ``method="path"``.
     graph : callable, optional
@@ -221,7 +229,8 @@ class ECOptClassifier(ECOptMixin, NetClassifier):
     class_weight : {"balanced"}, dict or None, default=None
         Weights of the classes in the loss.
     **kwargs : dict
-        All else that a skorch net takes: `criterion`, `callbacks`, `train_split`, `warm_start`, `verbose` and so on.
+        All else that a skorch net takes: `criterion`, `callbacks`, `train_split`, `warm_start`, `verbose`, `classes`
+        (labels that `y` may lack) and so on.
 
     Attributes
     ----------

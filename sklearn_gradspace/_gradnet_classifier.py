@@ -439,6 +439,9 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             loss = loss + self.regularization * penalty
         return loss
 
+    def _constant_loss(self, X, y):
+        return None if self.regularization or self.label_smoothing else super()._constant_loss(X, y)
+
     def _smoothed_loss(self, y_pred: Tensor, y_true: Tensor, X) -> Tensor:
         criterion = self.criterion_
         if not hasattr(criterion, "label_smoothing"):

@@ -8,12 +8,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from scipy.special import xlogy
 from skorch import NeuralNetClassifier
 from torch import nn
 
 from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
 from ._module_checks import check_logits, check_probabilities
 from ._net_estimator import NetEstimator
+from ._rows import WeightedRows
 
 
 class NetClassifier(NetEstimator, NeuralNetClassifier):
@@ -113,6 +115,13 @@ class NetClassifier(NetEstimator, NeuralNetClassifier):
 
     def _weights_by_class(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
         return weights_by_class(self.class_weight, self._labels, y, sample_weight)
+
+    def _constant_loss(self, X, y):
+        plain = isinstance(self.criterion_, nn.CrossEntropyLoss) and self.criterion_.weight is None
+        if y is None or not plain or self.criterion_.label_smoothing:
+            return None
+        share = np.bincount(y, X.weight if isinstance(X, WeightedRows) else None) / len(y)
+        return float(-np.sum(xlogy(share, share)))
 
     def _check_outputs(self, outputs):
         if isinstance(self.criterion_, nn.CrossEntropyLoss):

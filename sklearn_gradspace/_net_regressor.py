@@ -53,6 +53,14 @@ class NetRegressor(NetEstimator, NeuralNetRegressor):
     def _check_training_parameters(self) -> None:
         super()._check_training_parameters()
         check_flags(self, "normalize_y")
+        if self.class_weight is not None:
+            raise ValueError("class_weight is a parameter of classifiers: pass sample_weight to fit.")
+
+    def _constant_loss(self, X, y):
+        if y is None or not self.normalize_y or not isinstance(self.criterion_, nn.MSELoss):
+            return None
+        weight = X.weight if isinstance(X, WeightedRows) else None
+        return float(np.average(((y - self.y_mean_) / self.y_scale_) ** 2, axis=0, weights=weight).mean()) or None
 
     def _learn_dataset(self, dataset, classes):
         first = np.asarray(dataset[0][1])

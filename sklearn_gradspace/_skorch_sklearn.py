@@ -6,6 +6,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from inspect import signature
 from threading import RLock
 from typing import Any, ClassVar
@@ -65,6 +66,33 @@ class SklearnNetMixin:
     def _get_param_names(self) -> list[str]:
         # skorch counts its private attributes as parameters.
         return [name for name in vars(self) if not (name.startswith("_") or name.endswith("_"))]
+
+    @property
+    def _optimizer_arguments(self) -> set[str]:
+        """What is meant for the optimizer, as ``optimizer__...``."""
+        return {*signature(self._optimizer_class).parameters} if callable(self._optimizer_class) else set()
+
+    def _validate_params(self) -> None:
+        # skorch does not say what a wrong name may have meant.
+        known = {name for name in self._get_param_names() if name not in self._params_to_validate}
+        for name in sorted(self._params_to_validate):
+            if name.endswith("_") or any(name.startswith(prefix) for prefix in self.prefixes_):
+                continue
+            near = get_close_matches(name, sorted(known), 1)
+            if name in self._optimizer_arguments:
+                hint = f"it is the optimizer's: optimizer__{name}"
+            else:
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"{type(self).__name__} has no parameter {name!r}; {hint}")
+        super()._validate_params()
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        inits = [signature(kind.__init__).parameters for kind in reversed(type(self).__mro__)]
+        defaults = {name: repr(parameter.default) for of_kind in inits for name, parameter in of_kind.items()}
+        given = {name: repr(value) for name, value in self.get_params(deep=False).items()}
+        changed = (f"{name}={value}" for name, value in given.items() if value != defaults.get(name))
+        text = f"{type(self).__name__}({', '.join(changed)})"
+        return text if len(text) <= N_CHAR_MAX else f"{text[: N_CHAR_MAX - 4]}...)"
 
     def set_params(self, **params):
         """Set parameters of the net, its module, criterion, optimizer and callbacks.
@@ -200,8 +228,10 @@ class SklearnNetMixin:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module={self.module!r} makes a {type(module).__name__}, which is no Module.")
         self._made_with = {name: getattr(self, name) for name in self._of_module}
-        module = copy.deepcopy(module) if module is self.module else module
-        self.module_ = module.to(self._run_device, getattr(self, "_dtype", torch.get_default_dtype()))
+        if module is self.module:
+            self.module_ = copy.deepcopy(module).to(self._run_device)
+        else:
+            self.module_ = module.to(self._run_device, getattr(self, "_dtype", torch.get_default_dtype()))
         return self
 
     def initialize_criterion(self):

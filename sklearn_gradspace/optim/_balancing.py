@@ -4,7 +4,7 @@ import torch
 
 from ..pathspace import ScaleGraph
 from ._parameter_units import parameter_units
-from ._state import rescale_state
+from ._state import check_state, rescale_state
 
 
 class Balancing:
@@ -37,6 +37,8 @@ class Balancing:
         """Let the inner optimizer make its step."""
         self._inner.step()
         self._n_steps += 1
+        if self._n_steps == 1:
+            check_state(self._inner)
         if self._n_steps % self._every == 0:
             self._sweep()
 

@@ -1,7 +1,6 @@
 """ECOptimizer: any torch optimizer, in the equivalent-class space of a ReLU net."""
 
 import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from numbers import Integral, Real
@@ -9,6 +8,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor, nn
 
+from ..gradients._user import warn_user
 from ..pathspace import ScaleGraph, scale_graph
 from ..pathspace._balance import canonical_scales
 from ..pathspace._rescale import apply_scales
@@ -145,6 +145,8 @@ class ECOptimizer(torch.optim.Optimizer):
             if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
                 what = "an integer" if kind is Integral else "a finite number"
                 raise ValueError(f"{name}={value!r} must be {what}, {least} or more.")
+        if not isinstance(approximate, bool):
+            raise TypeError(f"approximate={approximate!r} is neither True nor False.")
         for name, given, default in (("units", units, "q"), ("path_penalty", path_penalty, 0)):
             if method != "path" and given != default:
                 raise ValueError(f'{name}={given!r} is about path values: use method="path".')
@@ -164,22 +166,23 @@ class ECOptimizer(torch.optim.Optimizer):
             raise ValueError("params holds no parameter of the module: are they those of another net, or of a copy?")
         self.graph = _trained_part(graph, self.param_groups, approximate)
         if not self.graph.n_units:
-            warnings.warn(
+            warn_user(
                 "no unit of the net can be rescaled, so that there are no equivalence classes: this is "
-                f"{optimizer.__name__} alone. print(scale_graph(net)) says why.",
-                stacklevel=2,
+                f"{optimizer.__name__} alone. print(scale_graph(net)) says why."
             )
             method = None
         elif init == "skeleton":
+            apply_scales(self.graph, canonical_scales(self.graph))  # so that twins start alike
             set_skeleton_to_one(self.graph)
         elif init == "identity" or (init == "auto" and is_deep_and_plain(self.graph)):
+            apply_scales(self.graph, canonical_scales(self.graph))
             set_near_identity(self.graph)
         chains = [[chain_coordinates(self.graph)] if method == "path" else [] for _ in self.param_groups]
         # Names of parameters would have to be as many as these.
         plain = [{name: group[name] for name in group if name != "param_names"} for group in self.param_groups]
         plain = [dict(group, params=[*group["params"], *chain]) for group, chain in zip(plain, chains, strict=True)]
         self.inner = optimizer(plain, **kwargs)
-        self._method, self._starts = method, method is not None
+        self._method, self._units, self._starts = method, units, method is not None
         self._space: PathSteps | Balancing | None = None
         if method == "path":
             self._space = PathSteps(self.graph, self.inner, units == "raw", path_penalty, chart_every)
@@ -218,9 +221,9 @@ class ECOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group, own in zip(self.inner.param_groups, self.param_groups, strict=True):
-            group.update((name, value) for name, value in own.items() if name not in ("params", "param_names"))
+            group.update(_options(own))
         if not self._gradients_are_finite():
-            warnings.warn("the step is refused, since gradients are not finite; weights and state stay.", stacklevel=3)
+            warn_user("the step is refused, since gradients are not finite; weights and state stay.")
             return loss
         if self._starts:
             self._take_canonical_twin()
@@ -229,10 +232,13 @@ class ECOptimizer(torch.optim.Optimizer):
             self.inner.step()
         else:
             self._space.step()
+        for group, own in zip(self.inner.param_groups, self.param_groups, strict=True):
+            own.update(_options(group))  # some optimizers count there
         return loss
 
     def _gradients_are_finite(self) -> bool:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        given = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [gradient._values() if gradient.is_sparse else gradient for gradient in given]
         if not gradients:
             return True
         if gradients[0].is_cuda and all(group.get("fused") for group in self.inner.param_groups):
@@ -262,11 +268,16 @@ class ECOptimizer(torch.optim.Optimizer):
             The state, with tensors and plain objects in it.
         """
         return super().state_dict() | {
-            "method": self._method,
+            **self._kind(),
             "inner": self.inner.state_dict(),
             "starts": self._starts,
             "space": None if self._space is None else self._space.state_dict(),
         }
+
+    def _kind(self) -> dict:
+        """Return what a state has to be of."""
+        kind = {"method": self._method, "optimizer": type(self.inner).__name__, "n_units": self.graph.n_units}
+        return kind | ({"units": self._units} if self._method == "path" else {})
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on from a state.
@@ -274,14 +285,17 @@ class ECOptimizer(torch.optim.Optimizer):
         Parameters
         ----------
         state_dict : dict
-            What :meth:`state_dict` gave, for a net of the same architecture whose weights are loaded as well, before or
-            afterwards.
+            What :meth:`state_dict` gave, for a net of the same architecture whose weights are loaded as well: before
+            or afterwards, but after the optimizer was made if its `init` changes the net.
         """
-        missing = {"method", "inner", "starts", "space"} - state_dict.keys()
+        missing = {"method", "inner", "starts", "space"}.difference(state_dict or ())
         if missing:
             raise ValueError(f"this is not the state of an ECOptimizer: it lacks {sorted(missing)}.")
-        if state_dict["method"] != self._method:
-            raise ValueError(f"this is the state of method={state_dict['method']!r}; here method={self._method!r}.")
+        for name, own in self._kind().items():
+            if state_dict.get(name, own) != own:  # states of older versions lack some
+                raise ValueError(
+                    f"this is the state of an ECOptimizer with {name}={state_dict[name]!r}; here it is {own!r}."
+                )
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         if self._space is not None:
             self._space.load_state_dict(state_dict["space"])
@@ -289,8 +303,13 @@ class ECOptimizer(torch.optim.Optimizer):
         self._starts = state_dict["starts"]
 
     def __getstate__(self) -> dict:
-        hidden = ("_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured")
+        # A scheduler puts a step of its own into the optimizer that it was made with.
+        hidden = ("_zero_grad_profile_name", "_warned_capturable_if_run_uncaptured", "step")
         return {n: v for n, v in vars(self).items() if n not in hidden and "hook" not in n} | super().__getstate__()
+
+
+def _options(group: dict) -> dict:
+    return {name: value for name, value in group.items() if name not in ("params", "param_names")}
 
 
 def _is_free_to_fuse(group: dict) -> bool:

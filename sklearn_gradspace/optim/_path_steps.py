@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..pathspace import ScaleGraph
 from ._chart import Chart, make_chart
 from ._parameter_units import parameter_units
-from ._state import clear_state, replace_state, rescale_state
+from ._state import check_state, clear_state, replace_state, rescale_state
 
 _LARGEST_STEP = 2.0  # by which a step may multiply or divide a chain's ratio: it never changes its sign
 _SAFE_RATIO = 2.0  # beyond which a new chart is made
@@ -74,12 +74,17 @@ class PathSteps:
         """Let the inner optimizer make its step."""
         if self._chart is None:
             self._first_chart()
-        elif self._versions not in (None, self._seen()):  # weights were changed from outside
+        elif self._is_changed():
             self._renew()
         gradients = self._to_coordinates()
-        self._inner.step()
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        try:
+            self._inner.step()
+        except BaseException:
+            self._to_weights()
+            raise
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
         change = torch.cat(self._chains).div_(self._at).nan_to_num_(1.0, 1.0, 1.0)
         self._ratio[:-1].mul_(change.clamp_(1 / _LARGEST_STEP, _LARGEST_STEP)).clamp_(
             1 / _LARGEST_RATIO, _LARGEST_RATIO
@@ -87,9 +92,22 @@ class PathSteps:
         self._follow_ratio()
         self._to_weights()
         self._n_steps += 1
+        if self._n_steps == 1:
+            check_state(self._inner)
         if self._n_steps % self._every == 0 and self._is_far():
             self._renew()
         self._versions = self._seen()
+
+    def _is_changed(self) -> bool:
+        """Return whether weights that follow from chains were changed from outside."""
+        if self._versions is not None:
+            return self._versions != self._seen()
+        # Copies, and weights that were loaded, have versions of their own.
+        names = zip(self._chart.following.items(), self._weights.split(self._sizes))
+        return not all(
+            torch.equal(self._parameters[name][index], weights.to(self._parameters[name].dtype))
+            for (name, index), weights in names
+        )
 
     def _is_far(self) -> bool:
         return bool(((self._ratio > _SAFE_RATIO) | (self._ratio < 1 / _SAFE_RATIO)).any())
@@ -99,7 +117,7 @@ class PathSteps:
         return [(parameter._version, parameter.data_ptr()) for parameter in of_chart]
 
     def __getstate__(self) -> dict:
-        return vars(self) | {"_versions": None}  # copies of weights have versions of their own
+        return vars(self) | {"_versions": None}
 
     def _to_coordinates(self) -> list[tuple[Tensor, Tensor | None]]:
         """Inverse chain rule: make coordinates of weights, and of their gradients.

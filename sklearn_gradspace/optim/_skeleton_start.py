@@ -23,7 +23,7 @@ def set_skeleton_to_one(graph: ScaleGraph, others: float = 1.0) -> None:
         parameter = graph.module.get_parameter(name)
         if not (edges.write.any() or edges.read.any()):
             continue
-        if others != 1:
+        if others != 1 and (parameter.ndim > 1 or edges.constant):  # the weights of a batch norm stay
             parameter.mul_(0 if edges.constant else others)
         if parameter.ndim > 1:
             n_first, n_second, *taps = parameter.shape

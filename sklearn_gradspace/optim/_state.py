@@ -27,18 +27,24 @@ _POWERS = {
 _FIRST = {"sum": "initial_accumulator_value", "step_size": "lr"}
 
 
+def check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where it is not known how the state of `optimizer` changes when coordinates are rescaled."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and _power(name, state) is None:
+                raise ValueError(
+                    f"it is not known how {name!r} of {type(optimizer).__name__} changes where weights are rescaled: "
+                    "use one of torch's optimizers."
+                )
+
+
 def rescale_state(optimizer: torch.optim.Optimizer, parameter: Tensor, factor: Tensor | float) -> None:
     """Carry the state of `parameter` along, which was multiplied by `factor`, broadcastable to its shape."""
     state = optimizer.state.get(parameter, {})
     for name, value in state.items():
         power = _power(name, state)
-        if not isinstance(value, Tensor) or power == 0:
+        if not isinstance(value, Tensor) or not power:
             continue
-        if power is None:
-            raise ValueError(
-                f"it is not known how {name!r} of {type(optimizer).__name__} changes where weights are rescaled: use "
-                "one of torch's optimizers."
-            )
         if power > 0:
             value.mul_(factor**power)
         else:

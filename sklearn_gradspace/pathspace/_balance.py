@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ._graph import ScaleGraph, graph_of
 from ._rescale import apply_scales
 
-_MAX_STEPS = 100  # of Newton's method, which takes some ten
+_MAX_STEPS = 1000  # of Newton's method, which takes some ten, and more where weights differ by many orders
 
 
 def balance(module: nn.Module, graph: ScaleGraph | None = None) -> nn.Module:
@@ -100,14 +100,17 @@ def _normalised_in_order(write, read, squares, layer, fixed) -> np.ndarray:
     order = np.flatnonzero(np.diff(layer, prepend=-1, append=-1))
     for start, stop in pairwise(order):
         entries = slice(start, stop)
-        norms = np.sqrt(_sums(write[entries], squares[entries] / scales[read[entries]] ** 2, len(scales)))
+        # Units that no weight writes have no scale as yet: what reads them does not count.
+        known = squares[entries] * settled[read[entries]] / scales[read[entries]] ** 2
+        norms = np.sqrt(_sums(write[entries], known, len(scales)))
         new = (norms > 0) & ~settled
         scales[new], settled[new] = 1 / norms[new], True
-    # What no weight writes is normalised by what reads it.
-    norms = np.sqrt(_sums(read, squares * scales[write] ** 2, len(scales)))
-    new = (norms > 0) & ~settled
-    scales[new] = norms[new]
-    return scales
+    while True:  # they are normalised by what reads them, the last ones first
+        norms = np.sqrt(_sums(read, squares * settled[write] * scales[write] ** 2, len(scales)))
+        new = (norms > 0) & ~settled
+        if not new.any():
+            return scales
+        scales[new], settled[new] = norms[new], True
 
 
 def _sums(units: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:

@@ -136,7 +136,8 @@ class GraphDomain:
             return self.fill.expand(layer.num_features)
         written = self.units.new(where, layer.num_features)
         self._record(where, layer.weight, Edges(written, self.fill.expand(1)))
-        self._record(where, layer.bias, Edges(written, self.fill.expand(1), constant=True))
+        if layer.bias is not None:
+            self._record(where, layer.bias, Edges(written, self.fill.expand(1), constant=True))
         return written
 
     def merged(self, first: Tensor, second: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
+from .._parameter_checks import check_number
 from ._balance import canonical_scales
 from ._graph import ScaleGraph, check_module, difference_of, scale_graph
 from ._record import constants_of, lines_of
@@ -15,6 +16,8 @@ from ._trace import trace, unwrapped
 @torch.no_grad()
 def equivalent(module_a: nn.Module, module_b: nn.Module, rtol: float = 1e-5) -> bool:
     """Return whether two nets of one architecture are rescaled twins of each other.
+
+    Filters in front of a batch norm are compared as they are: for its `eps` rescaling them changes the function.
 
     Parameters
     ----------
@@ -42,6 +45,7 @@ def equivalent(module_a: nn.Module, module_b: nn.Module, rtol: float = 1e-5) -> 
     >>> equivalent(net, rescale(copy.deepcopy(net), [0.1, 2, 30]))
     True
     """
+    check_number(rtol, "rtol", min_val=0)
     module_a, module_b = (unwrapped(check_module(module)) for module in (module_a, module_b))
     difference = difference_of(module_a, module_b)
     if difference:

@@ -6,11 +6,12 @@ somewhere and so share their scale. Unit 0, the root, stands for all that cannot
 constant that biases are read from, the values that a batch norm has normalised.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ._domain import Edges, GraphDomain, Pin, Units
 from ._operations import interpret
@@ -20,7 +21,7 @@ from ._trace import trace, unwrapped
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScaleGraph:
     """The scaling symmetry of a net: made by :func:`scale_graph`, or by :meth:`from_edges`.
 
@@ -52,13 +53,13 @@ class ScaleGraph:
     (13, 3, 10)
     """
 
-    module: nn.Module = field(repr=False)
+    module: nn.Module
     edges: Mapping[str, Edges]
     statistics: Mapping[str, tuple[Tensor, int]]
     unit_names: tuple[str, ...]
     approximate: Tensor
     pinned: tuple[Pin, ...] = ()
-    operations: tuple[str, ...] | None = field(default=None, repr=False)
+    operations: tuple[str, ...] | None = None
 
     @classmethod
     def from_edges(cls, module: nn.Module, edges: Mapping) -> "ScaleGraph":
@@ -174,6 +175,9 @@ class ScaleGraph:
             touched[self.edges[name].write.flatten()] = touched[self.edges[name].read.flatten()] = True
         return touched[1:]
 
+    def __repr__(self) -> str:
+        return f"<ScaleGraph of {type(self.module).__name__}: {self.n_params} parameters, {self.n_units} units>"
+
     def __str__(self) -> str:
         rows = [("parameter", "shape", "writes", "reads")]
         shapes = {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
@@ -256,7 +260,8 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     Parameters
     ----------
     module : Module
-        The net, traced by torch.fx in the mode that it is in; it is neither run nor changed. A matrix, or a batch of
+        The net, traced by torch.fx in the mode that it is in; it is neither run nor changed. The first axis of what it
+        takes is the samples'. A matrix, or a batch of
         sequences whose last axis is the features', goes into its linear layers; a matrix into a ``BatchNorm1d`` beside
         them. ``x.view(-1, k)`` is taken to flatten each sample, unless k is the number of channels.
 
@@ -293,17 +298,37 @@ def scale_graph(module: nn.Module) -> ScaleGraph:
     dimension   m - H = 59; invariant ratio 11.94%
     """
     module = unwrapped(check_module(module))
+    empty = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
+    if empty:
+        raise ValueError(f"module has parameters without values, {', '.join(empty)}: pass it a batch first.")
     domain = GraphDomain(module)
     traced = trace(module)
-    domain.pin_parameters(interpret(module, domain, traced))
+    domain.pin_parameters(interpret(module, domain, traced) | _overlapping(module))
     graph = _finished(module, domain.units, domain.edges, domain.statistics, domain.approximate, domain.pins)
     return replace(graph, operations=lines_of(module, traced[0]))
+
+
+def _overlapping(module: nn.Module) -> set[str]:
+    """Return the names of parameters that share memory with another one."""
+    spans: list[tuple] = []
+    for name, p in module.named_parameters():
+        if p.numel() and (start := p.untyped_storage().data_ptr()):
+            length = 1 + sum((n - 1) * stride for n, stride in zip(p.shape, p.stride(), strict=True))
+            spans.append((start, p.storage_offset(), p.storage_offset() + length, name))
+    found: set[str] = set()
+    far: tuple = (0, 0, 0, "")
+    for span in sorted(spans):
+        if span[0] == far[0] and span[1] < far[2]:
+            found |= {far[3], span[3]}
+        far = span if span[0] != far[0] else max(far, span, key=lambda of: of[2])
+    return found
 
 
 def check_module(module) -> nn.Module:
     """Return `module`, which has to be one."""
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch Module, got {module!r:.80}.")
+        what = "not its parameters" if isinstance(module, Iterable) else "of an estimator its module_"
+        raise TypeError(f"module must be a torch Module, {what}; got {module!r:.80}.")
     return module
 
 

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from ._layers import HOMOGENEOUS, NORMALISING, ON_IMAGES, WEIGHTED, Geometry, n_positions, positions_behind
-from ._trace import trace
+from ._trace import trace, was_replaced
 from ._values import OtherAxis, Unsupported, Value, common_doubt, common_rows, concatenate
 
 PLAIN = object()  # a number that the net computes, of sizes and the like: nothing that could be rescaled
@@ -94,7 +95,13 @@ def interpret(module: nn.Module, domain: Domain, traced: tuple[fx.Graph, dict[st
                 values[node] = Value()
                 if node.op == "call_module":
                     elsewhere.update(f"{where}.{name}" for name, _ in modules[where].named_parameters())
+            if _is_in_place(node) and isinstance(node.args[0], fx.Node):
+                values[node.args[0]] = values[node]
     return elsewhere
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    return str(node.target).endswith("_") if node.op == "call_method" else node.target in _IN_PLACE
 
 
 def _run(node: fx.Node, domain: Domain, modules, opaque, args, kwargs):
@@ -129,6 +136,10 @@ def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, la
     kind = type(layer)
     if not isinstance(value, Value) or getattr(layer, "return_indices", False):
         raise Unsupported("it takes or gives more than one tensor")
+    if any(isinstance(hook, BasePruningMethod) for hook in layer._forward_pre_hooks.values()):
+        raise Unsupported("it is pruned by a hook: torch.nn.utils.prune.remove(layer, 'weight') makes that last")
+    if was_replaced(layer):
+        raise Unsupported("its forward was replaced")
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise Unsupported("it has hooks, which may change what it computes")
     if isinstance(layer, tuple(WEIGHTED)) and not {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}:
@@ -151,6 +162,8 @@ def _run_layer(domain: Domain, value: Value | None = None, *args, where: str, la
     if kind is nn.Flatten:
         return value.flattened(layer.start_dim, layer.end_dim)
     if kind in ON_IMAGES:
+        if getattr(layer, "value", 0):
+            raise Unsupported("it pads with a constant other than zero")
         _check_images(value, ON_IMAGES[kind])
         return replace(value, positions=positions_behind(layer, value.positions))
     if kind not in HOMOGENEOUS:
@@ -171,6 +184,12 @@ def _check_images(value: Value, ndim: int | None) -> None:
 
 
 def _same(domain: Domain, tensor: Value, *args, **kwargs) -> Value:
+    return tensor
+
+
+def _cast(domain: Domain, tensor: Value, *args, **kwargs) -> Value:
+    if any(isinstance(kind, torch.dtype) and not kind.is_floating_point for kind in (*args, *kwargs.values())):
+        raise Unsupported("it makes integers")
     return tensor
 
 
@@ -342,11 +361,12 @@ def _attribute(domain: Domain, value: Any, name: str):
     raise Unsupported(f"it takes the attribute {name}")
 
 
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_, F.leaky_relu_)
 _POOLS = ("max_pool", "avg_pool")
 OPERATIONS = {
     **dict.fromkeys(
-        (F.relu, torch.relu, torch.relu_, F.leaky_relu, F.rrelu, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d,
-         torch.dropout, operator.neg, torch.neg, operator.pos, torch.clone),
+        (F.relu, torch.relu, torch.relu_, F.leaky_relu, F.leaky_relu_, F.prelu, F.rrelu, F.dropout, F.dropout1d,
+         F.dropout2d, F.dropout3d, torch.dropout, operator.neg, torch.neg, operator.pos, torch.clone),
         _same,
     ),
     **{getattr(F, f"{pool}{n}d"): partial(_on_images, ndim=n + 2) for pool in _POOLS for n in (1, 2, 3)},
@@ -363,12 +383,13 @@ OPERATIONS = {
     torch.chunk: _chunk,
     torch.split: _split,
     operator.getitem: _item,
-    **dict.fromkeys((torch.mean, torch.sum), _mean),
+    **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), _mean),
     getattr: _attribute,
     len: _length,
 }  # fmt: skip
 METHODS = {
-    **dict.fromkeys(("relu", "relu_", "contiguous", "clone", "neg"), _same),
+    **dict.fromkeys(("relu", "relu_", "contiguous", "clone", "neg", "float", "double"), _same),
+    "to": _cast,
     **dict.fromkeys(("view", "reshape"), _view),
     "flatten": _flatten,
     **dict.fromkeys(("add", "add_", "sub", "sub_"), _sum),
@@ -376,7 +397,7 @@ METHODS = {
     **dict.fromkeys(("div", "div_"), _quotient),
     "chunk": _chunk,
     "split": _split,
-    **dict.fromkeys(("mean", "sum"), _mean),
+    **dict.fromkeys(("mean", "sum", "amax", "amin"), _mean),
     "size": _size,
     "dim": _plain,
 }

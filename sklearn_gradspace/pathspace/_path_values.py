@@ -111,7 +111,7 @@ class _NormDomain:
     def normalised(self, where: str, layer: nn.Module, entries: Tensor | None) -> Tensor:
         if layer.weight is None:
             return self.fill.expand(layer.num_features)
-        return layer.weight.double().cpu() ** 2 + layer.bias.double().cpu() ** 2
+        return layer.weight.double().cpu() ** 2 + (0 if layer.bias is None else layer.bias.double().cpu() ** 2)
 
     def merged(self, first: Tensor, second: Tensor) -> Tensor:
         return first + second

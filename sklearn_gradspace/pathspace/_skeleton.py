@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ._graph import ScaleGraph
 
+_SAME = 1 - 1e-6  # of weights that are as large as each other
+
 
 @dataclass(frozen=True)
 class Skeleton:
@@ -126,7 +128,7 @@ def _tree(start, end, size, allowed, n: int) -> tuple[np.ndarray, tuple[np.ndarr
         while len(new := edges[settled[start[edges]] & ~settled[end[edges]]]):
             largest = np.zeros(n)
             np.maximum.at(largest, end[new], size[new])
-            new = new[size[new] == largest[end[new]]]
+            new = new[size[new] >= _SAME * largest[end[new]]]  # of equal ones the last, whatever their rounding
             parent[end[new]] = new
             order.append(np.unique(end[new]))
             settled[order[-1]] = True

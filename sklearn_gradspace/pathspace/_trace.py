@@ -20,6 +20,8 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a):
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and all(a is not b for b in self.root.buffers()):
+            if a.requires_grad:
+                raise ValueError("it computes with parameters alone, which would become a constant")
             node = self.create_node("get_attr", CONSTANT, (), {})  # torch would make it an attribute of the net
             node.meta[CONSTANT] = a
             return node
@@ -46,6 +48,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
             module = module._orig_mod
         else:
             return module
+
+
+def was_replaced(module: nn.Module) -> bool:
+    """Return whether an object's forward is not that of its class, nor that in Accelerate's wrapping."""
+    return "forward" in vars(module) and "_original_forward" not in vars(module)
 
 
 @contextmanager
@@ -83,6 +90,11 @@ def trace(module: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
     ValueError
         If the module's own code cannot be traced.
     """
+    if was_replaced(module):
+        raise ValueError(
+            f"the forward of this {type(module).__name__} was replaced, which torch.fx does not see: make a class with "
+            "such a forward."
+        )
     tracer = _Tracer()
     parameters = inspect.signature(module.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -90,9 +102,14 @@ def trace(module: nn.Module) -> tuple[fx.Graph, dict[str, str]]:
         with _attributes_kept(module), torch.random.fork_rng(devices=[]):  # constants may be drawn
             return tracer.trace(module, concrete_args=defaults or None), tracer.opaque
     except Exception as error:
+        what = str(error).splitlines()[0].rstrip(".")
+        advice = (
+            "Keep layers as attributes or in an nn.ModuleList: in a list they are none of the module's, nor trained."
+            if "not installed as a submodule" in what
+            else "Put what depends on the data into a submodule, whose units are then pinned, or make the graph by "
+            "ScaleGraph.from_edges and hand it over: it takes the net's place, and estimators take a function, graph=."
+        )
         raise ValueError(
             f"the scale graph of {type(module).__name__} cannot be found, since torch.fx cannot trace its forward: "
-            f"{str(error).splitlines()[0].rstrip('.')}. Put what depends on the data into a submodule, whose units are "
-            "then pinned, or make the graph by ScaleGraph.from_edges and hand it over: it takes the net's place, and "
-            "estimators take a function by graph=."
+            f"{what}. {advice}"
         ) from error
