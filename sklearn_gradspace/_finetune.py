@@ -124,15 +124,7 @@ def finetune(
         **kwargs,
     )
     codes = class_codes(net, n_labels, y, classes)[1]
-    try:
-        trainer.fit(RowDataset(X, codes))
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ValueError(
-            "update_statistics=True needs more than one row in each batch: iterator_train__drop_last=True leaves a "
-            "smaller last batch out."
-        ) from error
+    trainer.fit(RowDataset(X, codes))
     return chosen.finished().to(home)
 
 

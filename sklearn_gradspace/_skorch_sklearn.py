@@ -78,12 +78,12 @@ class SklearnNetMixin:
         for name in sorted(self._params_to_validate):
             if name.endswith("_") or any(name.startswith(prefix) for prefix in self.prefixes_):
                 continue
-            near = get_close_matches(name, sorted(known), 1)
+            near = get_close_matches(name.partition("__")[0], sorted(known), 1)
             if name in self._optimizer_arguments:
                 hint = f"it is the optimizer's: optimizer__{name}"
             else:
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
-            raise ValueError(f"{type(self).__name__} has no parameter {name!r}; {hint}")
+            raise ValueError(f"{type(self).__name__.lstrip('_')} has no parameter {name!r}; {hint}")
         super()._validate_params()
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:

@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from skorch import NeuralNetClassifier
+from skorch.callbacks import EarlyStopping
 from skorch.dataset import Dataset
 from torch import nn
 
@@ -103,6 +104,7 @@ def setting(call):
         {name: getattr(sklearn_gradspace, name) for name in sklearn_gradspace.__all__}
         | {name: getattr(pathspace, name) for name in pathspace.__all__}
         | {"np": np, "pd": pd, "torch": torch, "nn": nn, "sparse": sparse, "Dataset": Dataset, "MLP": MLP}
+        | {"EarlyStopping": EarlyStopping}
         | {"FrozenEstimator": FrozenEstimator, "LogisticRegression": LogisticRegression}
         | {"NetClassifier": NetClassifier, "ECOptimizer": optim.ECOptimizer, "Untraceable": Untraceable}
         | {"Returning": Returning, "NoHalf": NoHalf, "free_memory": free_memory, "max_bytes": max_bytes}

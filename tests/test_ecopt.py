@@ -8,7 +8,7 @@ import pytest
 import torch
 from asserts import assert_close, random_state_untouched
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.datasets import load_diabetes, load_digits, load_iris, load_wine
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -371,3 +371,50 @@ def test_trains_on_the_device(device, method):
 def test_logarithms_of_probabilities_are_logits():
     layers = [nn.Linear(X.shape[1], 4), nn.ReLU(), nn.Linear(4, len(np.unique(y))), nn.LogSoftmax(1)]
     ECOptClassifier(module=nn.Sequential(*layers), max_epochs=1, random_state=0).fit(X, y)
+
+
+@pytest.mark.parametrize("weight", [None, "balanced"])
+def test_a_net_that_learns_nothing_is_told(weight):
+    wine, labels = load_wine(return_X_y=True)
+    with pytest.warns(UserWarning, match=r"nothing was learnt: the training loss, .* StandardScaler") as warned:
+        ECOptClassifier(random_state=0, class_weight=weight, max_epochs=10).fit(wine, labels)
+    assert warned[0].filename == __file__
+    make_pipeline(StandardScaler(), ECOptClassifier(random_state=0, max_epochs=10)).fit(wine, labels)
+
+
+def test_a_regressor_that_learns_nothing_is_told():
+    with pytest.warns(UserWarning, match="nothing was learnt"):
+        ECOptRegressor(lr=1e-9, random_state=0, max_epochs=10).fit(X, target)
+    ECOptRegressor(random_state=0, max_epochs=10).fit(X, np.ones(60))  # where there is nothing to learn
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_instance_keeps_its_precision(dtype):
+    net = make_net("mlp", 3).to(dtype)
+    for data in (X.astype(np.float32), X.astype(np.float64)):
+        classifier = ECOptClassifier(module=net, max_epochs=2, random_state=0).fit(data, y)
+        assert {parameter.dtype for parameter in classifier.module_.parameters()} == {dtype}
+        assert classifier.predict_proba(data).dtype == np.dtype(str(dtype).removeprefix("torch."))
+
+
+def test_a_module_that_returns_more_than_logits():
+    class WithInput(nn.Module):
+        def __init__(self, n_features, n_classes):
+            super().__init__()
+            self.a, self.b = nn.Linear(n_features, 8), nn.Linear(8, n_classes)
+
+        def forward(self, x):
+            return self.b(self.a(x).relu()), x
+
+    classifier = ECOptClassifier(module=WithInput, max_epochs=20, random_state=0).fit(X, y)
+    assert classifier.score(X, y) > 0.8
+
+
+def test_its_text_is_what_was_set():
+    assert repr(ECOptClassifier()) == "ECOptClassifier()"
+    classifier = ECOptClassifier((20,), lr=0.3, optimizer__units="raw")
+    assert set(repr(classifier)[len("ECOptClassifier(") : -1].split(", ")) == {
+        "hidden_layer_sizes=(20,)",
+        "lr=0.3",
+        "optimizer__units='raw'",
+    }

@@ -6,7 +6,7 @@ somewhere and so share their scale. Unit 0, the root, stands for all that cannot
 constant that biases are read from, the values that a batch norm has normalised.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -327,8 +327,9 @@ def _overlapping(module: nn.Module) -> set[str]:
 def check_module(module) -> nn.Module:
     """Return `module`, which has to be one."""
     if not isinstance(module, nn.Module):
-        what = "not its parameters" if isinstance(module, Iterable) else "of an estimator its module_"
-        raise TypeError(f"module must be a torch Module, {what}; got {module!r:.80}.")
+        raise TypeError(
+            f"module must be a torch Module, not its parameters, and of an estimator its module_; got {module!r:.80}."
+        )
     return module
 
 

@@ -1,6 +1,7 @@
 """Path values that are driven towards zero, where there are no coordinates: no NaN, and no jump of the function."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -175,3 +176,24 @@ def test_a_chart_that_is_renewed_trains_as_well(name):
         train(net, path_optimizer(net, "momentum", chart_every=every, lr=0.05), X, y, 80)
         losses.append(loss_of(net, X, y).item())
     assert max(losses) < 0.9 * loss_of(case.net(), *data(case)).item() and max(losses) < 2 * min(losses) + 0.05
+
+
+def test_a_sparse_gradient_that_is_not_finite_is_refused():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(5, 4, sparse=True), mlp(4, 6, 3)
+
+        def forward(self, x):
+            return self.head(self.words(x))
+
+    net = Words()
+    optimizer = ECOptimizer(net, torch.optim.SGD, lr=0.1)
+    for factor in (1.0, torch.nan):
+        before = copy.deepcopy(net.state_dict())
+        optimizer.zero_grad()
+        (factor * net(torch.tensor([0, 2, 3])).sum()).backward()
+        with pytest.warns(UserWarning, match="refused") if factor != 1 else nullcontext():
+            optimizer.step()
+        same = [torch.equal(before[name], value) for name, value in net.state_dict().items()]
+        assert all(same) if factor != 1 else not all(same)

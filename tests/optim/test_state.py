@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from asserts import assert_close
 from optim.training import INNER, METHODS, data, loss_of, small, train
 from pathspace.cases import BY_NAME
 from pathspace.nets import mlp
@@ -155,3 +156,117 @@ def test_a_scheduler_goes_on_as_well(method):
     train(other, resumed, X, y, 7, going_on.step)
     assert_same(net, other)
     assert loss_of(net, X, y) == loss_of(other, X, y)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["copy", "pickle"])
+@every_method
+def test_a_copy_beside_a_scheduler_trains_the_copy(method, copied):
+    _, net, X, y = small()
+    optimizer = build(net, method)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    train(net, optimizer, X, y, 2, scheduler.step)
+    other, own = copied((net, optimizer))
+    before = copy.deepcopy(net.state_dict())
+    train(other, own, X, y, 3)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not torch.equal(before["0.weight"], other[0].weight)
+
+
+@pytest.mark.parametrize("how", ["copy", "pickle", "load"])
+def test_weights_that_are_set_in_a_copy_stay(how):
+    _, net, X, y = small("bottleneck")
+    optimizer = build(net, "path")
+    train(net, optimizer, X, y, 3)
+    earlier = copy.deepcopy(net.state_dict())
+    train(net, optimizer, X, y, 8)
+    if how == "load":
+        other = copy.deepcopy(net)
+        own = build(other, "path")
+        own.load_state_dict(optimizer.state_dict())
+    else:
+        other, own = pickled((net, optimizer)) if how == "pickle" else copy.deepcopy((net, optimizer))
+    other.load_state_dict(earlier)
+    outputs = other(X)
+    own.param_groups[0].update(lr=0.0, momentum=0.0)
+    train(other, own, X, y, 1)
+    assert_close(other(X), outputs, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"units": "raw"}, "units"), ({"inner": "adam"}, "optimizer"), ({"frozen": True}, "n_units")],
+)
+def test_a_state_of_another_kind_is_refused(options, name):
+    _, net, X, y = small()
+    optimizer = build(net, "path")
+    train(net, optimizer, X, y, 2)
+    other = copy.deepcopy(net)
+    if options.pop("frozen", False):
+        other = mlp(4, 6, 3).double()
+    with pytest.raises(ValueError, match=f"ECOptimizer with {name}="):
+        build(other, "path", **options).load_state_dict(optimizer.state_dict())
+
+
+class Counting(torch.optim.SGD):
+    """SGD that counts in its group, and keeps what nobody knows or raises if it is told to."""
+
+    keeps, raises = False, False
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            for parameter in group["params"]:
+                if self.keeps:
+                    self.state[parameter]["own"] = torch.zeros_like(parameter)
+        if self.raises:
+            raise RuntimeError("on purpose")
+
+
+@every_method
+def test_what_the_inner_optimizer_counts_in_its_group(method):
+    _, net, X, y = small()
+    optimizer = ECOptimizer(net, Counting, method=method, lr=0.1)
+    train(net, optimizer, X, y, 4)
+    assert optimizer.inner.param_groups[0]["k"] == optimizer.param_groups[0]["k"] == 4
+
+
+@every_method
+def test_a_state_of_which_nothing_is_known_is_refused_at_once(method):
+    _, net, X, y = small()
+    optimizer = ECOptimizer(net, Counting, method=method, lr=0.0)
+    optimizer.inner.keeps = True
+    expected = net(X)
+    with pytest.raises(ValueError, match="how 'own' of Counting changes"):
+        train(net, optimizer, X, y, 1)
+    assert_close(net(X), expected, 1e-12)
+
+
+@every_method
+def test_an_inner_step_that_fails_leaves_a_net(method):
+    _, net, X, y = small()
+    optimizer = ECOptimizer(net, Counting, method=method, lr=0.0)
+    train(net, optimizer, X, y, 3)
+    expected, optimizer.inner.raises = net(X), True
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(net, optimizer, X, y, 1)
+    assert_close(net(X), expected, 1e-12)
+    optimizer.inner.raises = False
+    train(net, optimizer, X, y, 1)
+    assert_close(net(X), expected, 1e-12)
+
+
+@pytest.mark.parametrize("init", ["skeleton", "identity"])
+@every_method
+def test_training_from_another_start_is_resumed(method, init):
+    net, (X, y) = mlp(4, 5, 6, 3).double(), data(BY_NAME["mlp"])
+    optimizer = build(net, method, init=init, lr=0.01)
+    train(net, optimizer, X, y, 6)
+    net_state, state = saved(net, optimizer)
+    other = mlp(4, 5, 6, 3).double()
+    resumed = build(other, method, init=init, lr=0.01)
+    other.load_state_dict(net_state)
+    resumed.load_state_dict(state)
+    train(net, optimizer, X, y, 6)
+    train(other, resumed, X, y, 6)
+    assert_same(net, other)

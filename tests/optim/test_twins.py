@@ -7,6 +7,7 @@ import torch
 from asserts import assert_close
 from optim.training import INNER, METHODS, NETS, SGD, data, train, trained
 from pathspace.cases import BY_NAME
+from pathspace.nets import mlp
 from pathspace.random_nets import random_net
 from pathspace.twins import powers_of_two, random_factors, twin
 
@@ -128,3 +129,28 @@ def test_random_nets(method, seed):
             optimizer.step()
         outputs.append(other(X).detach())
     assert_close(outputs[1], outputs[0], 1e-7)
+
+
+@pytest.mark.parametrize("init", ["skeleton", "identity"])
+@every_method
+def test_from_skeleton_weights_of_one(method, init):
+    """Other weights keep no scale of the net that was given."""
+    net = mlp(4, 6, 6, 6, 3).double()
+    other = rescale(copy.deepcopy(net), random_factors(scale_graph(net)))
+    X, y = data(BY_NAME["mlp"])
+    for each in (net, other):
+        train(each, ECOptimizer(each, SGD, method=method, init=init, lr=0.01, momentum=0.9), X, y, 30)
+    assert_close(other(X), net(X), 1e-8)
+
+
+@every_method
+def test_of_nets_with_dead_units(method):
+    """Behind a unit that nothing writes, too."""
+    net = mlp(4, 5, 5, 3).double()
+    with torch.no_grad():
+        net[0].weight[1], net[0].bias[1] = 0, 0
+    other = rescale(copy.deepcopy(net), [1.0, 10, 0.1, 5, 2, 0.5, 3, 1, 0.2, 4])
+    X, y = data(BY_NAME["mlp"])
+    for each in (net, other):
+        train(each, ECOptimizer(each, SGD, method=method, lr=0.05, momentum=0.9), X, y, 50)
+    assert_close(other(X), net(X), 1e-8)

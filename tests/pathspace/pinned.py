@@ -44,11 +44,13 @@ from pathspace.pinned_nets import (
     returns_what_a_norm_reads,
     rows_of_channels,
     rows_of_two_images,
+    shared_memory,
     shared_weight,
     squeeze_excite,
     tokens_into_convolution,
     tokens_of,
     tokens_without_head,
+    with_other_forward,
     with_weight_norm,
 )
 from torch import nn
@@ -350,4 +352,7 @@ PINNED = [
     ),
     Case("rows of channels", rows_of_channels, 0, (2, 8), pinned=("reshape",)),
     Case("rows of two images", rows_of_two_images, 0, (4, 4), pinned=("view",)),
+    Case("a forward that was replaced", with_other_forward, 5, pinned=("3",)),
+    Case("memory of another parameter", shared_memory, 0, pinned=("0.weight", "2.weight")),
+    Case("integers", lambda: between_linear(lambda x: x.to(torch.int64).to(x.dtype)), 3, pinned=("to",)),
 ]

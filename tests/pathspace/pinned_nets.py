@@ -255,3 +255,17 @@ class Branching(nn.Module):
 
 def branching_inside():
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Branching(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+def with_other_forward():
+    """A ReLU whose forward is another one."""
+    net = mlp(4, 5, 5, 3)
+    net[3].forward = torch.tanh
+    return net
+
+
+def shared_memory():
+    """Two weights of one memory."""
+    net = mlp(4, 5, 4, bias=False).double()
+    net[2].weight = nn.Parameter(net[0].weight.detach().t())
+    return net

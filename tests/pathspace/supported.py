@@ -44,6 +44,10 @@ LINE, SQUARE, CUBE = (2, 4), (2, 3, 3), (2, 3, 3, 3)
 relu, leaky = nn.ReLU(), partial(F.leaky_relu, negative_slope=0.1)
 
 
+def largest_over_positions():
+    return Net(lambda net, x: net.b(net.a(x).relu().amax((2, 3))), a=nn.Conv2d(2, 3, 2), b=nn.Linear(3, 2))
+
+
 def flat_pair(a, b, x):
     return torch.cat([a.flatten(1), b.flatten(1)], 1)
 
@@ -68,6 +72,9 @@ SUPPORTED = [
     ),
     Case("every call of relu", every_call_of_relu, 14, seed=88),
     Case("leaky relu as a function", lambda: between_linear(leaky), 7),
+    Case("leaky relu in place", lambda: between_linear(lambda x: F.leaky_relu_(2 * x, 0.1)), 7, seed=1),
+    Case("prelu as a function", lambda: between_linear(lambda x: F.prelu(x, torch.tensor([0.1]).double())), 7),
+    Case("cast", lambda: between_linear(lambda x: x.to(torch.float64).double()), 7, seed=1),
     Case(
         "no activation between two layers",
         lambda: nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)),
@@ -105,6 +112,13 @@ SUPPORTED = [
     Case("transposed with groups", lambda: transposed(2, groups=2), 8, SQUARE, seed=1),
     Case("transposed depthwise", lambda: transposed(1, groups=4), 8, LINE, seed=5),
     Case("max-pool", lambda: conv(2, nn.MaxPool2d(2, 1), features=3), 3, SQUARE, seed=1),
+    Case("largest over positions", largest_over_positions, 3, SQUARE),
+    Case(
+        "constant padding with zeros",
+        lambda: two_convs(nn.Conv2d(4, 3, 2), nn.ConstantPad2d(1, 0.0), features=3),
+        7,
+        SQUARE,
+    ),
     Case("max-pool 1d", lambda: conv(1, nn.MaxPool1d(2, ceil_mode=True), features=6), 3, LINE),
     Case("padded max-pool 3d", lambda: conv(3, nn.MaxPool3d(2, padding=1), features=24), 3, CUBE),
     Case("average-pool", lambda: two_convs(nn.Conv2d(4, 3, 2), nn.AvgPool2d(2, 1, padding=1), features=3), 7, SQUARE),

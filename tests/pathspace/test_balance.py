@@ -173,3 +173,31 @@ def test_low_precision(dtype, device):
 def test_a_graph_of_another_module_is_refused():
     with pytest.raises(ValueError, match=r"graph.*module"):
         balance(mlp(3, 4, 2), scale_graph(mlp(3, 5, 2)))
+
+
+@pytest.mark.parametrize("dead", [(0, "writes"), (2, "writes"), (2, "reads"), (4, "reads")])
+def test_dead_units_of_deep_nets(dead):
+    """What reads a unit that nothing writes may be anything, and twins still become the same."""
+    net = mlp(4, 5, 5, 5, 3).double()
+    layer, how = dead
+    with torch.no_grad():
+        if how == "writes":
+            net[layer].weight[1], net[layer].bias[1] = 0, 0
+        else:
+            net[layer].weight[:, 1] = 0
+    factors = 10 ** torch.linspace(-2, 2, 15, dtype=torch.float64)
+    other = rescale(copy.deepcopy(net), factors[torch.randperm(15, generator=torch.Generator().manual_seed(0))])
+    for mine, others in zip(balance(net).parameters(), balance(other).parameters()):
+        assert_close(mine, others, 1e-12)
+
+
+@pytest.mark.parametrize("spread", [3, 6])
+def test_weights_of_all_sizes(spread):
+    net = mlp(4, 8, 8, 8, 8, 3).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(10 ** (spread * torch.randn(parameter.shape, generator=generator).double()))
+    graph = scale_graph(net)
+    total, gradient = squared_norm(graph, balance(net, graph))
+    assert np.abs(gradient).max() <= 1e-11 * total

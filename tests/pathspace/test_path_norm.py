@@ -145,3 +145,25 @@ def test_single_precision_and_device(device):
     case = BY_NAME["two convolutions"]
     expected = path_norm(case.net())
     assert path_norm(case.net(torch.float32).to(device)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_operations_in_place():
+    def over(net, x):
+        h = net.a(x)
+        h.mul_(2.0)
+        h.relu_()
+        h.add_(h)
+        h *= 0.5
+        return net.b(h)
+
+    def new(net, x):
+        h = (net.a(x) * 2.0).relu()
+        return net.b((h + h) * 0.5)
+
+    layers = {"a": nn.Linear(2, 3), "b": nn.Linear(3, 1)}
+    assert path_norm(Net(over, **layers)) == pytest.approx(path_norm(Net(new, **layers)), rel=1e-12)
+
+
+def test_a_batch_norm_without_bias():
+    net = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    assert path_norm(net) == pytest.approx(abs(net[3].weight.item()))

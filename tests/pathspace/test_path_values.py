@@ -11,7 +11,7 @@ from pathspace.nets import mlp
 from pathspace.twins import graph_of, twin
 from torch import nn
 
-from sklearn_gradspace.pathspace import basis_path_norm, path_values, scale_graph
+from sklearn_gradspace.pathspace import basis_path_norm, path_values, rescale, scale_graph
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -129,3 +129,16 @@ def test_single_precision_and_device(device):
     expected = path_values(case.net())
     for name, values in path_values(copy.deepcopy(case.net(torch.float32)).to(device)).items():
         assert_close(values, expected[name], 1e-5)
+
+
+def test_weights_of_one_size():
+    """Which of them are in the skeleton is not a matter of rounding."""
+    net = mlp(4, 4, 4, 3).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randint(0, 2, parameter.shape, generator=generator) - 0.5)
+    factors = 1 + torch.rand(8, generator=generator, dtype=torch.float64)
+    expected, found = path_values(net), path_values(rescale(net, factors))
+    for name, values in expected.items():
+        assert_close(found[name], values, 1e-12)

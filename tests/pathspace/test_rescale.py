@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from asserts import assert_close, random_state_untouched
+from asserts import assert_close, random_state_untouched, untouched
 from pathspace.cases import BY_NAME, CASES
 from pathspace.nets import Net, mlp
 from pathspace.twins import graph_of, random_factors, with_modes
@@ -213,3 +213,16 @@ def test_a_net_is_traced_once(monkeypatch):
     balance(net, graph)
     ECOptimizer(graph, lr=0.1)
     assert graph.without(torch.tensor([True, False, False, False])).operations == graph.operations
+
+
+def test_factors_that_weights_cannot_hold():
+    net = mlp(4, 5, 3)
+    with untouched(net), pytest.raises(ValueError, match=r"'0\.weight' larger than torch.float32"):
+        rescale(net, [1e39] * 5)
+
+
+def test_small_factors_in_front_of_a_batch_norm_are_told():
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match=r"2 units in front of a batch norm, such as '0\[0\]'") as warned:
+        rescale(net, [0.01, 0.02, 0.5, 1, 2, 3])
+    assert warned[0].filename == __file__
