@@ -406,7 +406,7 @@ def test_a_module_that_returns_more_than_logits():
         def forward(self, x):
             return self.b(self.a(x).relu()), x
 
-    classifier = ECOptClassifier(module=WithInput, max_epochs=20, random_state=0).fit(X, y)
+    classifier = ECOptClassifier(module=WithInput, max_epochs=20, lr=0.1, random_state=0).fit(X, y)
     assert classifier.score(X, y) > 0.8
 
 

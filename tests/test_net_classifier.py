@@ -131,7 +131,7 @@ def test_callbacks_and_their_parameters_wait_for_fit():
 
 
 def test_an_unknown_parameter_is_refused():
-    with pytest.raises(ValueError, match="no parameter .optimiser__momentum.; did you mean .optimizer."):
+    with pytest.raises(ValueError, match=r"no parameter .optimiser__momentum.; did you mean .optimizer."):
         make(optimiser__momentum=0.9).fit(X, y)
     with pytest.raises(ValueError, match="Invalid parameter"):
         make().set_params(optimiser=1)

