@@ -252,7 +252,7 @@ def _of_kernel(task: Task, n_directions: int, **setting) -> int:
 
 
 _PLAIN, _AUTHORS = {"percentile": 100, "power": None}, {"percentile": 15, "power": 0.5}
-_ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0)
+_ALPHAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _DIRECTIONS = {"n_directions": 2, "projection": 2**13, "alphas": _ALPHAS}
 
 CONTENDERS = {
