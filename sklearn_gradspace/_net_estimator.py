@@ -24,6 +24,7 @@ from .gradients import is_out_of_memory, to_device
 from .gradients._user import warn_user
 
 _EPOCHS_TO_LEARN = 10  # after which a net should be better than a constant
+_SMALL_LOSS = 0.01  # of a constant: then there is nothing to learn
 
 
 def is_skorchs_own(X) -> bool:
@@ -265,7 +266,7 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
         return None
 
     def _warn_of_nothing_learnt(self, loss: float, constant: float | None) -> None:
-        if constant is not None and loss > 0.999 * constant:
+        if constant is not None and constant > _SMALL_LOSS and loss > 0.999 * constant:
             warn_user(
                 f"nothing was learnt: the training loss, {loss:.3g}, is no better than that of the best constant "
                 f"prediction, {constant:.3g}. Scale the input, by a StandardScaler say, or use a smaller lr."
