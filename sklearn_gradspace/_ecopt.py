@@ -143,7 +143,8 @@ class ECOptMixin:
         """
         self._check_parameters()
         (groups,), kwargs = self.get_params_for_optimizer("optimizer", self.get_all_learnable_params())
-        for name in sorted(kwargs.keys() & {"method", "init", "path_penalty"}):
+        if own := sorted(kwargs.keys() & {"method", "init", "path_penalty"}):
+            name = own[0]
             raise ValueError(f"optimizer__{name}: that is a parameter of {type(self).__name__} itself, {name}=...")
         graph = graph_of(self.module_, self.graph and self.graph(self.module_))
         trained = hasattr(self, "optimizer_") and self.scale_graph_.module is graph.module

@@ -19,12 +19,8 @@ from ._callbacks import CallbacksMixin, fit_report, reported
 from ._parameter_checks import check_flags
 from ._rows import RowDataset, WeightedRows, as_array, check_sample_shape
 from ._skorch_sklearn import SklearnNetMixin
-from ._training_checks import check_training_parameters
+from ._training_checks import check_trained, check_training_parameters, told
 from .gradients import is_out_of_memory, to_device
-from .gradients._user import warn_user
-
-_EPOCHS_TO_LEARN = 10  # after which a net should be better than a constant
-_SMALL_LOSS = 0.01  # of a constant: then there is nothing to learn
 
 
 def is_skorchs_own(X) -> bool:
@@ -229,48 +225,20 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
             try:
                 super().partial_fit(X, y, _routing_method=method, **fit_params)
             except (KeyError, ValueError) as error:
-                told = self._told(error)
-                if told is None:
+                known = told(error, self)
+                if known is None:
                     raise
-                raise told from error
+                raise known from error
             finally:
                 del self._fitting
                 vars(self).pop("_unchecked", None)
         if self.history:
-            loss = self.history[-1].get("train_loss", 0.0)  # an interrupted epoch has none
-            if not np.isfinite(loss) or not all(p.isfinite().all() for p in self.module_.parameters()):
-                raise ValueError(
-                    f"training diverged, the loss is {loss} and weights may not be finite: use a smaller lr, or scale "
-                    "the input."
-                )
-            if method == "fit" and len(self.history) >= _EPOCHS_TO_LEARN:
-                self._warn_of_nothing_learnt(loss, self._constant_loss(X, y))
+            check_trained(self, self._constant_loss(X, y) if method == "fit" else None)
         return self
-
-    def _told(self, error: Exception) -> Exception | None:
-        """Return an error that says what to do, if what `error` says is known."""
-        if isinstance(error, KeyError) and "valid_" in str(error) and self.train_split is None:
-            return ValueError(
-                f"a callback looks for what is measured on held-out rows, and there are none ({error.args[0]}): pass "
-                "train_split=skorch.dataset.ValidSplit(0.1, stratified=True), or false for regression."
-            )
-        if isinstance(error, ValueError) and "Expected more than 1 value per channel" in str(error):
-            return ValueError(
-                "a batch norm cannot be trained on a batch of one row, which is what the last batch of an epoch holds: "
-                "use another batch_size, or leave such rows out with iterator_train__drop_last=True."
-            )
-        return None
 
     def _constant_loss(self, X, y) -> float | None:
         """Return the training loss of the best constant prediction, or None where that is not known."""
         return None
-
-    def _warn_of_nothing_learnt(self, loss: float, constant: float | None) -> None:
-        if constant is not None and constant > _SMALL_LOSS and loss > 0.999 * constant:
-            warn_user(
-                f"nothing was learnt: the training loss, {loss:.3g}, is no better than that of the best constant "
-                f"prediction, {constant:.3g}. Scale the input, by a StandardScaler say, or use a smaller lr."
-            )
 
     def _check_module_stays(self) -> None:
         """Raise ValueError where a parameter was changed that the module, which is trained on, was made with."""

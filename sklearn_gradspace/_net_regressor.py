@@ -60,7 +60,7 @@ class NetRegressor(NetEstimator, NeuralNetRegressor):
         if y is None or not self.normalize_y or not isinstance(self.criterion_, nn.MSELoss):
             return None
         weight = X.weight if isinstance(X, WeightedRows) else None
-        return float(np.average(((y - self.y_mean_) / self.y_scale_) ** 2, axis=0, weights=weight).mean()) or None
+        return float(np.average(((y - self.y_mean_) / self.y_scale_) ** 2, axis=0, weights=weight).mean())
 
     def _learn_dataset(self, dataset, classes):
         first = np.asarray(dataset[0][1])

@@ -86,7 +86,7 @@ class SklearnNetMixin:
             raise ValueError(f"{type(self).__name__.lstrip('_')} has no parameter {name!r}; {hint}")
         super()._validate_params()
 
-    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # scikit-learn's form; skorch's shows the module alone
         inits = [signature(kind.__init__).parameters for kind in reversed(type(self).__mro__)]
         defaults = {name: repr(parameter.default) for of_kind in inits for name, parameter in of_kind.items()}
         given = {name: repr(value) for name, value in self.get_params(deep=False).items()}

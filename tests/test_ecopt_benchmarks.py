@@ -148,6 +148,7 @@ def test_path_sgd(folder):
         torch.testing.assert_close(new.detach(), expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:factors below")  # unbalanced in front of batch norms
 def test_ecopt_nets_and_starts(folder):
     """Starts that are rescaled keep the function, and augmented images are shifts or mirrored shifts."""
     from _ecopt_data import _augmented

@@ -1,5 +1,6 @@
 """scikit-learn's own checks, on every public estimator in all of its outputs: all, but one of random landmarks."""
 
+import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklearn_gradspace import (
@@ -13,6 +14,7 @@ from sklearn_gradspace import (
 )
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")  # its targets are random, its input is unscaled
 @parametrize_with_checks(
     [
         ECOptClassifier(),

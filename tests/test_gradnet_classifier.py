@@ -101,6 +101,7 @@ def test_prediction_is_the_mean_of_the_outputs_over_all_views(data, lazy):
     assert_close(classifier.predict_proba(lazy), mean.softmax(1))
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")  # columns are numbers of rows
 @pytest.mark.parametrize(("views", "v"), [("random", 1), (1, 1), (2, 2), (3, 3), ("all", 3)])
 def test_training_shows_random_views_of_each_row(data, views, v):
     """Columns name their row and their label, so that what the module sees can be read off."""

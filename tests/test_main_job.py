@@ -53,6 +53,7 @@ def make_net():
     return MLP(64, 10, (8,))
 
 
+@pytest.mark.filterwarnings("ignore:nothing was learnt")  # a grid of rates, for 60 rows
 def test_ones_own_net_trained_here_or_before(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "mynets", sys.modules[__name__])
     save_file(make_net().state_dict(), "net.safetensors")

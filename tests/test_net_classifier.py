@@ -252,7 +252,7 @@ class CalledSigmoid(HiddenSigmoid):
         return self.output(self.hidden(x).relu()).sigmoid()
 
 
-@pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")
+@pytest.mark.filterwarnings("ignore:the base net's outputs, taken for")  # the net is not trained
 def test_a_hidden_sigmoid_is_no_sigmoid_at_the_end():
     assert NetClassifier(HiddenSigmoid, random_state=0, lr=0.1).fit(X, y).score(X, y) > 0.9
     with pytest.raises(ValueError, match="module gives probabilities"):

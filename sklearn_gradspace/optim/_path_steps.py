@@ -4,6 +4,7 @@ Weights become coordinates of a `Chart`, and their gradients those of the coordi
 inner optimizer moves the coordinates; weight allocation makes weights of them.
 """
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -102,12 +103,7 @@ class PathSteps:
         """Return whether weights that follow from chains were changed from outside."""
         if self._versions is not None:
             return self._versions != self._seen()
-        # Copies, and weights that were loaded, have versions of their own.
-        names = zip(self._chart.following.items(), self._weights.split(self._sizes))
-        return not all(
-            torch.equal(self._parameters[name][index], weights.to(self._parameters[name].dtype))
-            for (name, index), weights in names
-        )
+        return not all(torch.equal(parameter[index], weights) for parameter, index, weights in self._following())
 
     def _is_far(self) -> bool:
         return bool(((self._ratio > _SAFE_RATIO) | (self._ratio < 1 / _SAFE_RATIO)).any())
@@ -117,7 +113,7 @@ class PathSteps:
         return [(parameter._version, parameter.data_ptr()) for parameter in of_chart]
 
     def __getstate__(self) -> dict:
-        return vars(self) | {"_versions": None}
+        return vars(self) | {"_versions": None}  # a copy's parameters, and those that are loaded, have others
 
     def _to_coordinates(self) -> list[tuple[Tensor, Tensor | None]]:
         """Inverse chain rule: make coordinates of weights, and of their gradients.
@@ -157,10 +153,14 @@ class PathSteps:
         """Weight allocation."""
         for of, factor in zip(self._coordinates, self._factors, strict=True):
             of.parameter.div_(factor)
-        following = self._chart.following
-        for (name, index), weights in zip(following.items(), self._weights.split(self._sizes)):
+        for parameter, index, weights in self._following():
+            parameter.index_put_(index, weights)
+
+    def _following(self) -> Iterator[tuple[nn.Parameter, tuple[Tensor, ...], Tensor]]:
+        """Yield parameters, which of their weights follow from chains, and what those weights are to be."""
+        for (name, index), weights in zip(self._chart.following.items(), self._weights.split(self._sizes)):
             parameter = self._parameters[name]
-            parameter.index_put_(index, weights.to(parameter.dtype))
+            yield parameter, index, weights.to(parameter.dtype)
 
     def _follow_ratio(self) -> None:
         """Set the chains' coordinates, the weights that follow from them, and what weights are multiplied by."""
