@@ -35,6 +35,7 @@ CACHE_BYTES = 2**24
 _PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
+_LINE = 16  # single precision numbers of a line of the cache
 _SWITCHING = RLock()  # torch's switches for TF32 are the process's; a device's work is in one queue anyway
 
 Finish = Callable[[ForwardPass, Tensor], Tensor | None]
@@ -303,10 +304,10 @@ class GradientEngine:
             forward = self.forward(X, labels)
         k = forward.cotangents.shape[1]
         step = min(len(X), self.part_rows(k))
-        lent = self.scratch.lent("gradients", (step, k, self.n_params), self.feature_dtype, self.device)
+        lent = self.scratch.lent("gradients", (step, k, _aligned(self.n_params)), self.feature_dtype, self.device)
         with lent if out is None else nullcontext() as place:
             for rows in slices(len(X), step):
-                gradients = place[: rows.stop - rows.start] if out is None else out[rows]
+                gradients = place[: rows.stop - rows.start, :, : self.n_params] if out is None else out[rows]
                 with self.computing():
                     part = forward.rows(rows)
                     self.write(part, gradients)
@@ -516,3 +517,8 @@ class GradientEngine:
             fit = int(self.n_params * free / n_bytes)
             text += f"; {free / gib:.2f} GiB are free, enough for about {fit} parameters, or for fewer rows at a time"
         return f"{text}. Choose parameters by `layers`: the largest, {largest.name!r}, has {largest.size} entries."
+
+
+def _aligned(n_columns: int) -> int:
+    """Return how many columns rows have that each begin with a line of the cache: these are written faster."""
+    return -(-n_columns // _LINE) * _LINE

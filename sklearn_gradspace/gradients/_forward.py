@@ -5,7 +5,8 @@ A net, its layers and a batch enter; a `ForwardPass` leaves, from which per-samp
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,7 @@ from ._outputs import Labels, Scalar, as_table, cotangents
 from ._scratch import Scratch
 
 
-@dataclass(frozen=True)
-class LayerCall:
+class LayerCall(NamedTuple):
     """One call of a layer, of which some arguments and some outputs have a row a sample.
 
     Parameters
@@ -38,8 +38,8 @@ class LayerCall:
     by_row: tuple[bool, ...]
     outputs: tuple[int, ...]
     deltas: tuple[Tensor, ...] = ()
-    edges: tuple[GradientEdge, ...] = field(default=(), repr=False)
-    versions: tuple[int, ...] = field(default=(), repr=False)
+    edges: tuple[GradientEdge, ...] = ()
+    versions: tuple[int, ...] = ()
 
     @property
     def is_intact(self) -> bool:
@@ -54,7 +54,7 @@ class LayerCall:
     def rows(self, part: slice) -> "LayerCall":
         """Return the call for some of the samples."""
         arguments = tuple(a[part] if by_row else a for a, by_row in zip(self.arguments, self.by_row))
-        return replace(self, arguments=arguments, deltas=tuple(delta[part] for delta in self.deltas))
+        return self._replace(arguments=arguments, deltas=tuple(delta[part] for delta in self.deltas))
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _understood(call: LayerCall, mirrored: LayerCall) -> LayerCall | None:
     pairs = zip(call.deltas, mirrored.deltas)
     if not any(by_row) or not all(_is_close(delta, other.flip(0)) for delta, other in pairs):
         return None
-    return replace(call, by_row=tuple(by_row))
+    return call._replace(by_row=tuple(by_row))
 
 
 def _is_close(tensor: Tensor, other: Tensor) -> bool:
@@ -276,7 +276,7 @@ def _conformed(call: LayerCall | None, by_row: tuple[bool, ...] | None, n: int) 
         return None
     if call.by_row == by_row:
         return call
-    return replace(call, by_row=by_row) if all(_has_rows(a, n) for a, b in zip(call.arguments, by_row) if b) else None
+    return call._replace(by_row=by_row) if all(_has_rows(a, n) for a, b in zip(call.arguments, by_row) if b) else None
 
 
 def _with_deltas(
@@ -297,8 +297,8 @@ def _with_deltas(
             return None
         deltas = [next(found) for _ in call.edges]
         used = [i for i, delta in enumerate(deltas) if delta is not None]
-        return replace(
-            call, edges=(), outputs=tuple(call.outputs[i] for i in used), deltas=tuple(deltas[i] for i in used)
+        return call._replace(
+            edges=(), outputs=tuple(call.outputs[i] for i in used), deltas=tuple(deltas[i] for i in used)
         )
 
     completed = {layer: [complete(call) for call in of_layer] for layer, of_layer in calls.items()}
