@@ -56,7 +56,7 @@ def alternate(
     ----------
     contenders : dict of str to callable
     rounds : Rounds
-        A first run of each is not counted.
+        A first run of each, which may have to ask for memory, counts for nothing, and a second decides on the repeats.
     device : device
         Whose work is waited for.
     title : str
@@ -64,9 +64,11 @@ def alternate(
     clock : callable
         What tells seconds. ``time.process_time`` does not count what others do on the same cores.
     """
-    first = {name: seconds(run, device, clock=clock) for name, run in contenders.items()}
-    repeats = {name: rounds.repeats(of_run) for name, of_run in first.items()}
-    number = rounds.number(sum(repeats[name] * of_run for name, of_run in first.items()))
+    for run in contenders.values():
+        run()
+    second = {name: seconds(run, device, clock=clock) for name, run in contenders.items()}
+    repeats = {name: rounds.repeats(of_run) for name, of_run in second.items()}
+    number = rounds.number(sum(repeats[name] * of_run for name, of_run in second.items()))
     found = {name: [] for name in contenders}
     for _ in tqdm(range(number), title, leave=False):
         for name, run in contenders.items():
