@@ -234,9 +234,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, share: np.ndarray, alphas: np.ndarray
     ) -> np.ndarray:
         """Fit to rows of positive weights, and return their scores without the share of them that is left out."""
+        self._adds_output = self.base_output
         self._frequencies = np.bincount(codes, weight, len(self.classes_)) / weight.sum()
         start = self._start(X)
-        if self.base_output:
+        if self._adds_output:
             right = (start.argmax(1).cpu().numpy() == codes).mean()
             warn_of_order(right, len(X), self.classes_[np.argsort(np.asarray(self._outputs_order))])
         roots = torch.from_numpy(np.sqrt(weight))[:, None].to(start)  # a row of weight w counts as √w of itself
@@ -303,7 +304,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     def _start(self, X: np.ndarray) -> Tensor:
         """Return the scores of shape (n, n_classes) that the regression is added to."""
         engine = self.gram_.engine
-        if not self.base_output:
+        if not getattr(self, "_adds_output", self.base_output):  # files of older versions lack it
             return torch.from_numpy(self._frequencies).to(engine.device, engine.feature_dtype).expand(len(X), -1)
         probabilities = label_probabilities(self.gram_.outputs(X).to(engine.feature_dtype))
         return probabilities[:, self._outputs_order]

@@ -232,6 +232,15 @@ def test_learning_curves_whose_first_rows_lack_a_class(net, data):
     assert np.isfinite(train).all() and np.isfinite(test).all()
 
 
+@pytest.mark.parametrize("n_components", [None, 5])
+def test_parameters_set_afterwards_wait_for_the_next_fit(net, data, n_components):
+    model = GradientKernelClassifier(net, n_components=n_components, random_state=0).fit(*data)
+    scores = model.decision_function(data[0])
+    later = {"base_output": False, "degree": 3, "normalize": "layer", "layers": "all", "n_components": 7}
+    model.set_params(**later, views=lambda X: np.stack([X, -X], 1), classes=[2, 1, 0])
+    assert np.array_equal(model.decision_function(data[0]), scores)
+
+
 def test_an_order_that_is_worse_than_a_guess_is_told(net, data):
     X, _ = data
     with torch.no_grad():
