@@ -17,13 +17,13 @@ from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, finite, gram_matrix, inverse_square_root
 from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
 from ._net_labels import output_labels, warn_of_order
-from ._parameter_checks import check_flags
 from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities, refuse_probabilities
 
 Solver = Callable[[float], tuple[Tensor, Tensor]]  # from a penalty to coefficients and leave-one-out residuals
 
 _SMALLEST_WEIGHT = 1e-30  # single precision holds its root, and the inverse
 _ROWS = 2**11  # of features that are in double precision at a time
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the base net's probabilities among what the regression is added to
 _TEMPERATURES = 0.02, 10.0  # scores are near 0 and 1: at 0.02 the larger has all of the probability
 
 
@@ -41,8 +41,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         Penalties to choose from, beside kernel values of 1 for a row with itself (with ``normalize=False`` these are
         others, and so are penalties), by the cross-entropy of leave-one-out
         probabilities. Each costs ``2 n³ / 3`` operations for n rows, and no more memory.
-    base_output : bool, default=True
-        Whether to begin at the base net's probabilities or at the frequencies of the classes.
+    base_output : bool or "auto", default="auto"
+        Whether to begin at the base net's probabilities or at the frequencies of the classes; "auto" mixes them with
+        the share of probabilities, of 0, 1/4, 1/2, 3/4 and 1, that has the least cross-entropy of leave-one-out
+        probabilities. A net that is sure of what is wrong is better begun with in part, or not at all.
     classes : array-like of shape (n_classes,), optional
         All labels, also those that `y` may lack; with `base_output` those of the net's outputs, in their order, or in
         any with ``net=None``. By default labels are those that a skorch net knows; of a module those of `y` in sorted
@@ -62,6 +64,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         Class labels, in sorted order.
     alpha_ : float
         The penalty chosen.
+    base_share_ : float
+        The share of the base net's probabilities, beside the frequencies of the classes, that predictions begin at.
     loo_losses_ : ndarray of shape (n_alphas,)
         Cross-entropy, weighted, of leave-one-out probabilities for each penalty, with a temperature of its own; NaN
         where the matrix was not positive definite to rounding.
@@ -119,7 +123,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         views=None,
         projection=None,
         alphas=(0.01, 0.03, 0.1, 0.3, 1.0),
-        base_output=True,
+        base_output="auto",
         classes=None,
         class_weight=None,
         n_components=None,
@@ -175,7 +179,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             raise ValueError(f"alphas={self.alphas!r} is not a sequence of positive numbers.")
         if y is None:
             raise ValueError("GradientKernelClassifier requires y to be passed, but the target y is None.")
-        check_flags(self, "base_output")
+        if self.base_output not in (True, False, "auto"):
+            raise ValueError(f"base_output={self.base_output!r} is none of True, False and 'auto'.")
         check_class_weight(self)
         y = checked_labels(y)
         if not len(y):
@@ -234,16 +239,18 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self, X: np.ndarray, codes: np.ndarray, weight: np.ndarray, share: np.ndarray, alphas: np.ndarray
     ) -> np.ndarray:
         """Fit to rows of positive weights, and return their scores without the share of them that is left out."""
-        self._adds_output = self.base_output
         self._frequencies = np.bincount(codes, weight, len(self.classes_)) / weight.sum()
-        start = self._start(X)
-        if self._adds_output:
-            right = (start.argmax(1).cpu().numpy() == codes).mean()
+        starts = [] if self.base_output is True else [self._start(X, 0.0)]
+        if self.base_output:
+            starts.append(self._start(X, 1.0))
+            right = (starts[-1].argmax(1).cpu().numpy() == codes).mean()
             warn_of_order(right, len(X), self.classes_[np.argsort(np.asarray(self._outputs_order))])
-        roots = torch.from_numpy(np.sqrt(weight))[:, None].to(start)  # a row of weight w counts as √w of itself
-        targets = torch.eye(len(self.classes_)).to(start)[torch.from_numpy(codes)] - start
+        shares = _SHARES if len(starts) == 2 else (float(self.base_output),)
+        right_ones = torch.eye(len(self.classes_)).to(starts[0])[torch.from_numpy(codes)]
+        roots = torch.from_numpy(np.sqrt(weight))[:, None].to(right_ones)  # a row of weight w counts as √w of itself
+        targets = roots * torch.cat([right_ones - start for start in starts], 1)
         make = self._exact_solver if self.n_components is None else self._landmarks_solver
-        solve = make(X, roots, roots * targets, torch.from_numpy(share).to(start))
+        solve = make(X, roots, targets, torch.from_numpy(share).to(roots))
         losses, best = [], None
         for alpha in alphas.tolist():
             try:
@@ -251,18 +258,21 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             except NotPositiveDefiniteError:
                 losses.append(np.nan)
                 continue
-            scores = (start + targets - residuals.to(roots) / roots).cpu().numpy()
-            temperature, loss = fit_temperature(scores, codes, weight, _TEMPERATURES)
-            losses.append(loss)
-            if np.isfinite(loss) and (best is None or loss < best[0]):
-                best = loss, alpha, temperature, coefficients, scores
+            of_alpha = np.inf
+            for of_output in shares:
+                scores = (right_ones - _mixed(residuals, of_output, len(starts)).to(roots) / roots).cpu().numpy()
+                temperature, loss = fit_temperature(scores, codes, weight, _TEMPERATURES)
+                of_alpha = min(loss, of_alpha)
+                if np.isfinite(loss) and (best is None or loss < best[0]):
+                    best = loss, alpha, of_output, temperature, _mixed(coefficients, of_output, len(starts)), scores
+            losses.append(of_alpha)
         if best is None:
             raise ValueError(
                 f"the kernel matrix is not positive definite to rounding with any of alphas={self.alphas}: add a "
                 "larger one, or compute with dtype='float64'."
             )
         self.loo_losses_ = np.array(losses)
-        _, self.alpha_, self.temperature_, coefficients, scores = best
+        _, self.alpha_, self.base_share_, self.temperature_, coefficients, scores = best
         self.dual_coef_ = coefficients.cpu().numpy()
         self.loo_score_ = float(np.average(scores.argmax(1) == codes, weights=weight))
         return scores
@@ -301,13 +311,14 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
 
         return solve
 
-    def _start(self, X: np.ndarray) -> Tensor:
+    def _start(self, X: np.ndarray, of_output: float) -> Tensor:
         """Return the scores of shape (n, n_classes) that the regression is added to."""
         engine = self.gram_.engine
-        if not getattr(self, "_adds_output", self.base_output):  # files of older versions lack it
-            return torch.from_numpy(self._frequencies).to(engine.device, engine.feature_dtype).expand(len(X), -1)
-        probabilities = label_probabilities(self.gram_.outputs(X).to(engine.feature_dtype))
-        return probabilities[:, self._outputs_order]
+        frequencies = torch.from_numpy(self._frequencies).to(engine.device, engine.feature_dtype).expand(len(X), -1)
+        if not of_output:
+            return frequencies
+        probabilities = label_probabilities(self.gram_.outputs(X).to(engine.feature_dtype))[:, self._outputs_order]
+        return probabilities if of_output == 1 else torch.lerp(frequencies, probabilities, of_output)
 
     def _scores(self, X) -> np.ndarray:
         check_is_fitted(self)
@@ -315,7 +326,8 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         coefficients = torch.from_numpy(self.dual_coef_).to(self.gram_.engine.device)
         if not hasattr(self, "_held"):
             self._restore()
-        return finite(self._start(X) + self.gram_.dot(X, self._held, coefficients)).cpu().numpy()
+        of_output = getattr(self, "base_share_", float(self.base_output is True))  # files of older versions lack it
+        return finite(self._start(X, of_output) + self.gram_.dot(X, self._held, coefficients)).cpu().numpy()
 
     def __getstate__(self) -> dict:
         state = super().__getstate__()
@@ -373,3 +385,9 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         """
         scores = self._scores(X)
         return self.classes_[scores.argmax(1)]
+
+
+def _mixed(columns: Tensor, of_last: float, n_parts: int) -> Tensor:
+    """Return the first part of the columns, or its mixture with the last."""
+    first, *last = columns.tensor_split(n_parts, 1)
+    return torch.lerp(first, last[0], of_last) if last else first

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -123,6 +124,8 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
         if isinstance(net, type):
             raise TypeError(f"net is the class {net.__name__}: pass a trained instance of it.")
         raise TypeError(f"net must be a torch Module, not {type(net).__name__}.")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
+        raise TypeError("net is or holds a ScriptModule, which cannot be looked into: pass what it was made from.")
     named = dict(net.named_parameters())
     if not named:
         raise ValueError(f"net has no parameters: {type(net).__name__} has no gradient space.")
@@ -138,12 +141,12 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
             "parameter.requires_grad_()."
         )
     if isinstance(layers, str) and layers == "all":
-        return trainable
+        return _real(trainable)
     if isinstance(layers, str) and layers == "weights":
         weights = {name: p for name, p in trainable.items() if not _is_bias(name)}
         if not weights:
             raise ValueError(f"layers='weights' leaves nothing: net has only {', '.join(trainable)}. Use layers='all'.")
-        return weights
+        return _real(weights)
     patterns = [layers] if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(name, str) for name in patterns):
         raise ValueError(f"layers={layers!r} is neither 'weights', 'all', a pattern nor a list of patterns.")
@@ -152,7 +155,19 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
             raise ValueError(
                 f"layers: no trainable parameter matches {pattern!r}. Trainable are {', '.join(trainable)}."
             )
-    return {name: p for name, p in trainable.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return _real({name: p for name, p in trainable.items() if any(fnmatchcase(name, pattern) for pattern in patterns)})
+
+
+def _real(chosen: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return the parameters, or name those of which there are no real gradients."""
+    if unreal := [name for name, p in chosen.items() if not p.is_floating_point()]:
+        raise ValueError(
+            f"{', '.join(unreal)}: gradients are real, and these parameters are of {chosen[unreal[0]].dtype}. Choose "
+            "others by `layers`, or keep their real and imaginary parts as the parameter (torch.view_as_real)."
+        )
+    if not sum(p.numel() for p in chosen.values()):
+        raise ValueError(f"layers={[*chosen]} have no entries.")
+    return chosen
 
 
 def _is_bias(name: str) -> bool:

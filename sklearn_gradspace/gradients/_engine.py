@@ -97,6 +97,7 @@ class GradientEngine:
     n_labels: int
     rules: EngineReport
     signature: dict[str, list]
+    orders_rows: bool
     row_bytes: int
     label_bytes: int
     rounding_error: float | None
@@ -219,6 +220,9 @@ class GradientEngine:
         """
         with self.computing():
             out = self.allocate(len(X), labels is None) if out is None else out
+        shape = (len(X), self.n_params) if labels is not None else (len(X), self.n_labels, self.n_params)
+        if out.shape != shape:
+            raise ValueError(f"out has shape {tuple(out.shape)}; the gradients of X have {shape}.")
         for _ in self.parts(X, labels, out if labels is None else out.unsqueeze(1), batch_size, finish):
             pass
         return out
@@ -331,7 +335,10 @@ class GradientEngine:
         return max(1, at_once // (k * self._gradient_bytes))
 
     def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
-        labels = torch.as_tensor(labels).to(torch.int64)
+        labels = torch.as_tensor(labels)
+        if labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"labels are numbers of scalars, of an integer type; these are of {labels.dtype}.")
+        labels = labels.to(torch.int64)
         # On other devices a look at the labels would wait for them.
         wrong = False
         if labels.device.type == "cpu" and labels.numel():
@@ -405,7 +412,10 @@ class GradientEngine:
             What went into the layers, and what came back to them.
         """
         inputs = self.inputs(X)
-        forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
+        forward = forward_pass(
+            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch,
+            orders_rows=self.orders_rows,
+        )  # fmt: skip
         if self.device.type == "cpu":
             check_finite(forward.outputs)  # elsewhere it would wait for the device; NaN shows in the gradients
         return forward.like(self.signature) or replace(forward, calls={})
@@ -430,7 +440,7 @@ class GradientEngine:
         return inputs.contiguous(memory_format=torch.channels_last) if last else inputs
 
     def computing(self, exact: bool = False) -> AbstractContextManager:
-        """Differentiate in whatever mode the caller is; on CUDA devices round to TF32 only if that was asked for.
+        """Differentiate in whatever mode the caller is, in the engine's precision; in TF32 only if that was asked for.
 
         What is `exact` is never rounded so: solving a system of equations, say.
 
@@ -444,13 +454,20 @@ class GradientEngine:
         context : context manager
             The context in which to compute.
         """
-        return self._on_cuda(exact) if self.device.type == "cuda" else torch.inference_mode(False)
+        if self.device.type == "cuda":
+            return self._on_cuda(exact)
+        return self._without_autocast() if torch.is_autocast_enabled("cpu") else torch.inference_mode(False)
+
+    @contextmanager
+    def _without_autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, enabled=False), torch.inference_mode(False):
+            yield
 
     @contextmanager
     def _on_cuda(self, exact: bool) -> Iterator[None]:
         cudnn: Any = torch.backends.cudnn  # it makes its switches when it is imported, which mypy does not see
         switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-        with _SWITCHING, torch.inference_mode(False):
+        with _SWITCHING, self._without_autocast():
             before = [switch.fp32_precision for switch in switches]
             try:
                 for switch in switches:
@@ -502,7 +519,7 @@ class GradientEngine:
 
     @property
     def _gradient_bytes(self) -> int:
-        return self.n_params * self.feature_dtype.itemsize
+        return _aligned(self.n_params) * self.feature_dtype.itemsize
 
     @property
     def _constant_bytes(self) -> int:
@@ -520,5 +537,5 @@ class GradientEngine:
 
 
 def _aligned(n_columns: int) -> int:
-    """Return how many columns rows have that each begin with a line of the cache: these are written faster."""
-    return -(-n_columns // _LINE) * _LINE
+    """Return `n_columns` rounded up to whole lines of the cache: rows that begin with one are written faster."""
+    return n_columns + -n_columns % _LINE

@@ -3,6 +3,7 @@
 A net, its layers and a batch enter; a `ForwardPass` leaves, from which per-sample gradients are read.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,10 @@ class LayerCall(NamedTuple):
         Which of the tensors that the layer returned are differentiated.
     deltas : tuple of Tensor of shape (n, k, *output)
         The cotangents of these.
+    edges : tuple of GradientEdge
+        Where these come back to.
+    versions : tuple of int
+        How often each argument had been written to.
     """
 
     arguments: tuple
@@ -128,6 +133,8 @@ class ForwardPass:
 
         An argument that happens to be as long as the batch is no row a sample if it was none before.
         """
+        if not signature.keys() <= self.calls.keys():
+            return None
         calls = {
             layer: [_conformed(call, by_row, len(self.inputs)) for call, by_row in zip(self.calls[layer], expected)]
             for layer, expected in signature.items()
@@ -148,6 +155,7 @@ def forward_pass(
     labels: Labels = None,
     scratch: Scratch | None = None,
     keep_graph: bool = False,
+    orders_rows: bool = False,
 ) -> ForwardPass:
     """Return a pass through `module`, for one scalar a row or for all.
 
@@ -164,6 +172,8 @@ def forward_pass(
     scratch : Scratch, optional
     keep_graph : bool
         Whether the outputs can still be differentiated.
+    orders_rows : bool
+        Whether the net may put rows in another order: then there are no calls where it does.
     """
     with captured({name: module.get_submodule(name) for name in layers}, len(inputs)) as calls:
         outputs = apply(module, inputs.clone())  # a net may write over what it gets
@@ -173,6 +183,8 @@ def forward_pass(
             "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
     forms = cotangents(scalar, outputs, labels)
+    if orders_rows and not _rows_stay(outputs, calls, forms[:, 0]):
+        calls = {}
     calls = _with_deltas(outputs, calls, forms, keep_graph)
     outputs = outputs if keep_graph else outputs.detach()
     return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch())
@@ -303,6 +315,26 @@ def _with_deltas(
 
     completed = {layer: [complete(call) for call in of_layer] for layer, of_layer in calls.items()}
     return {layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()}
+
+
+def _rows_stay(outputs: Tensor, calls: Mapping[str, list[LayerCall | None]], form: Tensor) -> bool:
+    """Return whether row i of what comes back to each call is that of sample i, and of no other.
+
+    Cotangents times powers of two come back so many times as large, without rounding: eight powers tell the digits of
+    a row's number.
+    """
+    edges = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
+    plain = torch.autograd.grad(outputs, edges, form, retain_graph=True, allow_unused=True)
+    rows = torch.arange(len(form), device=form.device)
+    for digit in range(max(1, math.ceil(math.log(len(form), 8)))):
+        weights = torch.exp2((rows // 8**digit % 8).to(form.dtype))
+        weighted = torch.autograd.grad(outputs, edges, form * weights[:, None], retain_graph=True, allow_unused=True)
+        for delta, found in zip(plain, weighted):
+            if delta is not None:
+                expected = delta.flatten(1) * weights[:, None].to(delta.dtype)
+                if ((found.flatten(1) - expected).abs().amax(1) > 0.1 * expected.abs().amax(1)).any():
+                    return False
+    return True
 
 
 def _stacked(deltas: tuple[Tensor, ...]) -> Tensor:

@@ -3,10 +3,12 @@
 A net, some rows and what it returned for them enter; nothing leaves, or an error that says what to do.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._forward import ForwardPass, hooked, leaves
@@ -19,16 +21,39 @@ _RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", 
 def refuse_batch_statistics(module: nn.Module) -> None:
     """Refuse layers whose output or gradient is a matter of the batch, also in evaluation mode."""
     for name, layer in module.named_modules():
-        if isinstance(layer, _BatchNorm) and layer.running_mean is None:
-            raise ValueError(
-                f"layer {name!r} mixes the rows of a batch: {type(layer).__name__} without running statistics. "
-                "Train it with track_running_stats=True."
-            )
+        if isinstance(layer, _BatchNorm) and (layer.running_mean is None or layer.training):
+            why = "without running statistics. Train it with track_running_stats=True."
+            if layer.training:
+                why = "that stays in training mode. Do not override `train` of the modules around it."
+            raise ValueError(f"layer {name!r} mixes the rows of a batch: {type(layer).__name__} {why}")
         if getattr(layer, "scale_grad_by_freq", False):
             raise ValueError(
                 f"layer {name!r} mixes the rows of a batch: its gradients are scaled by how often the batch holds an "
                 "index. Make it with scale_grad_by_freq=False."
             )
+
+
+def refuse_foreign_parameters(net: nn.Module, outputs: Tensor) -> None:
+    """Refuse outputs of a copy of `net` that come from parameters of `net` itself."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    found = sorted({names[id(leaf)] for step in steps(outputs) if id(leaf := getattr(step, "variable", None)) in names})
+    if found:
+        raise ValueError(
+            f"net's forward holds on to {', '.join(found)} from outside of its modules: a function put in the place of "
+            "a module's forward, or a hook, closes over them, which a copy of net does not change. Take them from the "
+            "module that the function gets, or write a Module."
+        )
+
+
+def steps(outputs: Tensor) -> Iterator[Node]:
+    """Yield the steps of differentiation behind outputs, each once."""
+    ahead, seen = [outputs.grad_fn], set()
+    while ahead:
+        step = ahead.pop()
+        if step is not None and step not in seen:
+            seen.add(step)
+            yield step
+            ahead.extend(before for before, _ in step.next_functions)
 
 
 def refuse_probabilities(module: nn.Module, outputs: Tensor, scalar: Scalar) -> None:

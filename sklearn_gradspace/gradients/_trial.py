@@ -14,7 +14,14 @@ from torch.nn.modules.conv import _ConvNd
 from ._forward import ForwardPass, forward_pass
 from ._memory import is_out_of_memory
 from ._outputs import cotangents
-from ._refusals import refuse_batch_statistics, refuse_mixing, refuse_mixing_of_many, refuse_probabilities
+from ._refusals import (
+    refuse_batch_statistics,
+    refuse_foreign_parameters,
+    refuse_mixing,
+    refuse_mixing_of_many,
+    refuse_probabilities,
+    steps,
+)
 from ._rules import LAYER_RULES, choose_rules, unused, write_gradients
 
 if TYPE_CHECKING:
@@ -22,12 +29,16 @@ if TYPE_CHECKING:
 
 # Rows that decide, and parameters from which on they are fewer: their gradients are held in double.
 _ROWS, _ROWS_OF_MANY, _MANY = 4, 2, 10**7
+# Steps of differentiation that may put rows in an order that depends on them.
+_ORDERINGS = ("Index", "Gather", "Scatter", "Sort", "Topk", "Flip", "Roll", "Take", "Put", "MaskedS", "RepeatI")
 _ROWS_ALONE = 16  # whose outputs, of few parameters, are compared with those of a batch: some nets mix some rows alone
 
 
 def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     """Tell the engine what its net takes and returns, and by which rules its gradients are right."""
     n_rows = _ROWS if engine.n_params < _MANY else _ROWS_OF_MANY
+    if not len(sample):
+        raise ValueError("sample has no rows: a few rows of data decide how gradients are computed.")
     X = sample[np.linspace(0, len(sample) - 1, n_rows, dtype=int)]
     engine.input_dtype = engine.dtype
     refuse_batch_statistics(engine.module)
@@ -37,6 +48,7 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     engine.n_labels = cotangents(engine.scalar, outputs).shape[1]
     labels = torch.arange(len(X), device=engine.device) % engine.n_labels
     forward = precise_forward(engine, X, labels)
+    refuse_foreign_parameters(engine.net, forward.outputs)
     refuse_probabilities(engine.module, forward.outputs, engine.scalar)
     refuse_mixing(forward, engine.scalar)
     if engine.n_params < _MANY:
@@ -46,6 +58,7 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     idle = {rule.name.rpartition(".")[0] for rule in engine.rules if rule.rule == unused.__name__}
     by_layer |= {layer for layer in idle if not forward.calls[layer]}  # that other rows may call
     engine.signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
+    engine.orders_rows = any(type(step).__name__.startswith(_ORDERINGS) for step in steps(forward.outputs))
     engine.row_bytes, engine.label_bytes = _measured_bytes(engine, X, labels)
     engine.rounding_error = (
         _measured_error(engine, X, labels, forward) if engine.precision in ("bfloat16", "tf32") else None

@@ -139,6 +139,72 @@ def test_rows_may_come_in_the_order_in_which_the_net_sorts_them(device):
     assert_close(engine(X[::-1]), reference.gradients(case.net(), X[::-1].copy()))
 
 
+class SortedByLength(nn.Module):
+    """Rows in the order of their lengths, as a packed sequence wants them, and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        order = (x != 0).sum(1).argsort(descending=True, stable=True)
+        return self.output(self.hidden(x[order]).tanh()[order.argsort()])
+
+
+class Experts(nn.Module):
+    """Two layers, each of which gets the rows that a gate sends to it first, and then those that come second."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.output = nn.Linear(6, 2), nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x):
+        weights, chosen = self.gate(x).softmax(1).topk(2)
+        mixed = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            place, rows = torch.where((chosen == number).T)
+            mixed = mixed.index_add(0, rows, expert(x[rows]) * weights[rows, place, None])
+        return self.output(mixed.tanh())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("make", [SortedByLength, Experts])
+def test_rows_that_a_layer_gets_in_another_order_than_those_that_decided(make, dtype, device):
+    torch.manual_seed(0)
+    net = make().double()
+    X = np.random.default_rng(0).normal(size=(70, 6))
+    gate = net.gate(torch.from_numpy(X)).argmax(1).numpy() if make is Experts else np.arange(70) % 9 == 0
+    if make is SortedByLength:
+        X[gate == 1, 2:] = 0
+    engine = GradientEngine(net, X[gate == 0], "all", device, dtype=dtype)
+    assert {rule.rule for rule in engine.rules} == {"closed_form"}
+    expected = reference.gradients(net, X)
+    assert_close(engine(X), expected, {"float64": 1e-10, "float32": 1e-5, "bfloat16": 0.05}[dtype])
+    assert_same_in_any_batch(engine, X) if dtype == "float64" else None
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convolution"])
+def test_autocast_around_it_changes_nothing(kind, device):
+    case = BY_NAME["transformer" if kind == "mlp" else "conv2d twice"]
+    engine = case.engine(device, net=case.net().float())
+    expected = engine(case.X)
+    with torch.autocast(engine.device.type, dtype=torch.bfloat16):
+        assert torch.equal(engine(case.X), expected)
+        assert torch.equal(case.engine(device, net=case.net().float())(case.X), expected)
+
+
+def test_what_a_call_cannot_mean_is_refused():
+    engine = GradientEngine(nn.Linear(4, 3), np.ones((2, 4)), "all")
+    for shape in ((9, 3, 15), (2, 15), (2, 3, 14)):
+        with pytest.raises(ValueError, match=r"out has shape .*; the gradients of X have \(2, 3, 15\)"):
+            engine(np.ones((2, 4)), out=torch.empty(shape))
+    with pytest.raises(ValueError, match="of an integer type"):
+        engine(np.ones((2, 4)), torch.full((2,), 1.7))
+    with pytest.raises(ValueError, match="sample has no rows"):
+        GradientEngine(nn.Linear(4, 3), np.ones((0, 4)))
+
+
 @pytest.mark.parametrize("name", ["conv2d twice", "transformer", "tied weights", "lstm", "parameters without axes"])
 @pytest.mark.parametrize("part_bytes", [1, 5000, 2**24])
 @pytest.mark.parametrize("batch_size", [1, 2, None])

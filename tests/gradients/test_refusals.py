@@ -52,6 +52,63 @@ def test_probabilities_are_no_logits(last, message):
     assert GradientEngine(net, X, scalar="logit")(X).isfinite().all()
 
 
+def patched(net):
+    forward = net[0].forward
+    net[0].forward = lambda x: 2 * forward(x)
+
+
+def hooked(net):
+    weight = net[0].weight
+    net[1].register_forward_hook(lambda layer, args, output: output + weight.sum())
+
+
+@pytest.mark.parametrize("change", [patched, hooked])
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_functions_that_hold_on_to_the_weights_of_the_net(change, dtype):
+    net = net_of()
+    change(net)
+    with pytest.raises(ValueError, match=r"holds on to (0.bias, )?0.weight from outside of its modules"):
+        GradientEngine(net, X, dtype=dtype)
+
+
+class Spectral(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.output = nn.Parameter(torch.randn(4, dtype=torch.complex64)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.output(torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=6))
+
+
+def test_complex_parameters_have_no_real_gradients():
+    for layers in ("weights", "all", "weight"):
+        with pytest.raises(ValueError, match="weight: gradients are real, and these parameters are of"):
+            GradientEngine(Spectral(), X.astype(np.float32), layers)
+    assert GradientEngine(Spectral(), X.astype(np.float32), "output.*").n_params == 21
+
+
+class Empty(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+        self.none = nn.Parameter(torch.empty(0))
+
+
+class StaysInTraining(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_modules_that_have_no_gradients():
+    with pytest.raises(ValueError, match=r"layers=\['none'\] have no entries"):
+        GradientEngine(Empty(), X, "none")
+    with pytest.raises(ValueError, match="layer '1' mixes the rows of a batch: StaysInTraining that stays in training"):
+        GradientEngine(net_of(StaysInTraining(6)), X)
+    child = nn.Sequential(nn.Linear(6, 6), torch.jit.script(nn.Linear(6, 3)))
+    with pytest.raises(TypeError, match="net is or holds a ScriptModule"):
+        GradientEngine(child, X)
+
+
 @pytest.mark.parametrize("options, message", [
     ({"scalar": "loss"}, r"scalar='loss' is none of 'cross_entropy', 'log_probability', 'logit', and no function"),
     ({"scalar": 3}, "scalar=3 is none of"),
