@@ -122,7 +122,8 @@ def _chosen(contender: Contender, task: Task, X: np.ndarray, y: np.ndarray):
     """Return the best setting, its validation accuracy and what is fitted with it to all rows."""
     if contender.leave_one_out:
         fitted = contender.make(task, **contender.grid[0]).fit(X, y)
-        return {**contender.grid[0], "alpha": fitted.alpha_}, fitted.loo_score_, fitted
+        setting = contender.grid[0] | {"alpha": fitted.alpha_, "base_share": fitted.base_share_}
+        return setting, fitted.loo_score_, fitted
     setting, validation = contender.grid[0], np.nan
     if len(contender.grid) > 1:
         part, held_out = train_test_split(

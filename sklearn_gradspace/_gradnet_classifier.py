@@ -194,14 +194,21 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             **kwargs,
         )
 
+    @property
+    def _adds_logits(self) -> bool:
+        """`base_logits` as it was in `fit`."""
+        return vars(self).get("_with_base", self.base_logits)
+
     def _validate(self, X, y, classes, reset):
+        if reset:
+            self._with_base = self.base_logits
         X, y = super()._validate(X, y, classes, reset)
         counted = isinstance(self.views, Integral) and self.views is not True and 1 <= self.views <= self.n_labels_
         if not counted and not (isinstance(self.views, str) and self.views in ("random", "all")):
             raise ValueError(
                 f"views={self.views!r} is neither 'random', 'all' nor a number from 1 to the {self.n_labels_} labels."
             )
-        if self.base_logits and (reset or "_base_order" not in vars(self)):
+        if self._adds_logits and (reset or "_base_order" not in vars(self)):
             self._learn_base_order(X, y, self.classes if classes is None else classes)
         return X, y
 
@@ -245,7 +252,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             )
         else:
             X = super()._validate_X(X, reset)
-        if self.base_logits and not isinstance(X, GradientArray):
+        if self._adds_logits and not isinstance(X, GradientArray):
             raise TypeError(
                 f"base_logits=True needs features that know their net, a GradientArray as GradientFeaturizer("
                 f"output='lazy') makes it, not a {type(X).__name__}. Use lazy features, or base_logits=False."
@@ -373,7 +380,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             labels = self._drawn_labels(len(x))
         outputs = torch.cat(list(self._outputs(x, labels, fit_params)))
         logits = outputs.unflatten(0, (len(x), -1)).mean(1)
-        if not self.base_logits:
+        if not self._adds_logits:
             return logits
         base = two_logits(x.outputs()).to(logits)
         if self._base_order is not None:  # by slices, of which none waits for a device

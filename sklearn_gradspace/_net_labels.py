@@ -62,10 +62,11 @@ def output_labels(net, n_labels: int, y: np.ndarray | None = None, classes=None)
         return np.asarray(known)
     found = np.arange(0) if y is None else distinct(y, "y")
     if len(found) != n_labels:
-        if len(found) > 1 and set(found.tolist()) <= set(range(1, n_labels)):
+        if found.dtype.kind == "b" or (len(found) > 1 and set(found.tolist()) <= set(range(1, n_labels))):
             warn_user(
                 f"net has {n_labels} labels, and of y {found[:10].tolist()}: they are taken for numbers of its "
-                "outputs, counted from 0. If they are not, pass classes=[...], the labels in the order of the outputs.",
+                "outputs, counted from 0. If they are not, pass classes=[...], the labels in the order of the outputs; "
+                "or base_output=False, where a classifier has it, if they are of another kind.",
             )
         return np.arange(n_labels)
     if trained_module(net) is not None and not all(isinstance(label, Number) for label in found.tolist()):

@@ -203,7 +203,8 @@ def test_a_fitted_skorch_net_and_its_classes(data):
 def test_a_class_of_the_net_may_be_missing(net, data, n_components):
     X, y = data
     few = y != 1
-    model = GradientKernelClassifier(net, n_components=n_components, random_state=0).fit(X[few], y[few])
+    model = GradientKernelClassifier(net, base_output=True, n_components=n_components, random_state=0)
+    model.fit(X[few], y[few])
     assert np.array_equal(model.classes_, [0, 1, 2]) and model.predict_proba(X).shape == (30, 3)
     assert model.loo_decision_function_.shape == (few.sum(), 3)
     start = reference.probabilities(make_net(), X[few])
@@ -212,7 +213,7 @@ def test_a_class_of_the_net_may_be_missing(net, data, n_components):
         targets = np.eye(3)[y[few]] - start
         kernel = GradientKernel(net).fit(X[few]).pairwise(X[few])
         assert_close(weights + kernel @ model.dual_coef_, targets, 1e-8)
-    named = GradientKernelClassifier(net, classes=["a", "b", "c"], n_components=n_components, random_state=0)
+    named = clone(model).set_params(classes=["a", "b", "c"])
     named.fit(X[few], np.array(["a", "b", "c"])[y[few]])
     assert_close(named.decision_function(X), model.decision_function(X))
     only = clone(model).set_params(base_output=False).fit(X[few], y[few])
@@ -230,6 +231,33 @@ def test_learning_curves_whose_first_rows_lack_a_class(net, data):
         GradientKernelClassifier(net), X, y, train_sizes=[12, 25], cv=folds, error_score="raise"
     )
     assert np.isfinite(train).all() and np.isfinite(test).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_share_of_the_base_net(data, seed):
+    """The share of the net's probabilities and the penalty are those with the least loss of leave-one-out scores."""
+    X, y = data
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    start = reference.probabilities(net, X)
+    kernel = GradientKernel(net).fit(X).pairwise(X)
+    frequencies, truth = np.full((30, 3), np.bincount(y) / 30), np.eye(3)[y]
+    losses = {}
+    for alpha in ALPHAS:
+        hat = kernel @ np.linalg.inv(kernel + alpha * np.eye(30))
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            targets = truth - (share * start + (1 - share) * frequencies)
+            left_out = truth - (targets - hat @ targets) / (1 - np.diag(hat))[:, None]
+            losses[alpha, share] = loss_at_best_temperature(left_out, y, np.ones(30))
+    model = GradientKernelClassifier(net, alphas=ALPHAS).fit(X, y)
+    assert_close(model.loo_losses_, [min(losses[alpha, s] for s in (0, 0.25, 0.5, 0.75, 1)) for alpha in ALPHAS], 1e-6)
+    assert (model.alpha_, model.base_share_) == min(losses, key=losses.get)
+    by_hand = (1 - model.base_share_) * frequencies + model.base_share_ * start
+    assert_close(model.decision_function(X), by_hand + kernel @ model.dual_coef_, 1e-8)
+    for share in (True, False):
+        one = clone(model).set_params(base_output=share).fit(X, y)
+        assert_close(one.loo_losses_, [losses[alpha, share] for alpha in ALPHAS], 1e-6)
+        assert one.base_share_ == share
 
 
 @pytest.mark.parametrize("n_components", [None, 5])
@@ -288,7 +316,8 @@ def weighted(net, X, y, weight, alpha, counted):
 def test_weights_in_leave_one_out(net, data, n_components):
     X, y = data
     weight = np.random.default_rng(1).choice([0, 0.3, 1, 2.5], len(X))
-    model = GradientKernelClassifier(net, alphas=ALPHAS, n_components=n_components).fit(X, y, sample_weight=weight)
+    model = GradientKernelClassifier(net, alphas=ALPHAS, base_output=True, n_components=n_components)
+    model.fit(X, y, sample_weight=weight)
     counted, left_out_by_alpha, all_scores = np.flatnonzero(weight), [], []
     for alpha in ALPHAS:
         scores = weighted(make_net(), X, y, weight, alpha, counted)
@@ -339,7 +368,7 @@ def test_class_weights_multiply(net, data):
     names = np.array(["a", "b", "c"])
     by_class = {"a": 0.5, "c": 3.0}
     weight = np.random.default_rng(3).uniform(size=30)
-    plain = GradientKernelClassifier(net, alphas=[0.1])
+    plain = GradientKernelClassifier(net, alphas=[0.1], base_output=True)
     model = clone(plain).set_params(classes=names, class_weight=by_class).fit(X, names[y], sample_weight=weight)
     plain.fit(X, y, sample_weight=weight * np.array([0.5, 1.0, 3.0])[y])
     assert_close(model.decision_function(X), plain.decision_function(X))

@@ -97,7 +97,7 @@ class GradientEngine:
     n_labels: int
     rules: EngineReport
     signature: dict[str, list]
-    orders_rows: bool
+    orders_rows: bool = False  # as engines of files of older versions have it
     row_bytes: int
     label_bytes: int
     rounding_error: float | None
