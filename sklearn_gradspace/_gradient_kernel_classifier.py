@@ -17,6 +17,7 @@ from ._callbacks import reported_fit
 from ._gradient_kernel import GradientGramMixin, finite, gram_matrix, inverse_square_root
 from ._labels import check_class_weight, checked_labels, distinct, weights_by_class
 from ._net_labels import output_labels, warn_of_order
+from ._parameter_checks import is_flag
 from .gradients import KernelRidge, NotPositiveDefiniteError, label_probabilities, refuse_probabilities
 
 Solver = Callable[[float], tuple[Tensor, Tensor]]  # from a penalty to coefficients and leave-one-out residuals
@@ -179,7 +180,7 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             raise ValueError(f"alphas={self.alphas!r} is not a sequence of positive numbers.")
         if y is None:
             raise ValueError("GradientKernelClassifier requires y to be passed, but the target y is None.")
-        if self.base_output not in (True, False, "auto"):
+        if not self._is_auto and not is_flag(self.base_output):
             raise ValueError(f"base_output={self.base_output!r} is none of True, False and 'auto'.")
         check_class_weight(self)
         y = checked_labels(y)
@@ -200,6 +201,10 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
         self.loo_decision_function_[counted] = scores
         self.loo_decision_function_[~counted] = self._scores(X[~counted])
         return self
+
+    @property
+    def _is_auto(self) -> bool:
+        return isinstance(self.base_output, str) and self.base_output == "auto"
 
     def _row_weights(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
         """Return the weights of rows, of which their classes are part."""
@@ -240,15 +245,14 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
     ) -> np.ndarray:
         """Fit to rows of positive weights, and return their scores without the share of them that is left out."""
         self._frequencies = np.bincount(codes, weight, len(self.classes_)) / weight.sum()
-        starts = [] if self.base_output is True else [self._start(X, 0.0)]
+        shares = _SHARES if self._is_auto else (float(self.base_output),)
+        starts = [self._start(X, end) for end in dict.fromkeys((shares[0], shares[-1]))]  # which others are mixed of
         if self.base_output:
-            starts.append(self._start(X, 1.0))
             right = (starts[-1].argmax(1).cpu().numpy() == codes).mean()
             warn_of_order(right, len(X), self.classes_[np.argsort(np.asarray(self._outputs_order))])
-        shares = _SHARES if len(starts) == 2 else (float(self.base_output),)
-        right_ones = torch.eye(len(self.classes_)).to(starts[0])[torch.from_numpy(codes)]
-        roots = torch.from_numpy(np.sqrt(weight))[:, None].to(right_ones)  # a row of weight w counts as √w of itself
-        targets = roots * torch.cat([right_ones - start for start in starts], 1)
+        truth = torch.eye(len(self.classes_)).to(starts[0])[torch.from_numpy(codes)]
+        roots = torch.from_numpy(np.sqrt(weight))[:, None].to(truth)  # a row of weight w counts as √w of itself
+        targets = roots * torch.cat([truth - start for start in starts], 1)
         make = self._exact_solver if self.n_components is None else self._landmarks_solver
         solve = make(X, roots, targets, torch.from_numpy(share).to(roots))
         losses, best = [], None
@@ -258,14 +262,14 @@ class GradientKernelClassifier(GradientGramMixin, ClassifierMixin, BaseEstimator
             except NotPositiveDefiniteError:
                 losses.append(np.nan)
                 continue
-            of_alpha = np.inf
+            of_shares = []
             for of_output in shares:
-                scores = (right_ones - _mixed(residuals, of_output, len(starts)).to(roots) / roots).cpu().numpy()
+                scores = (truth - _mixed(residuals, of_output, len(starts)).to(roots) / roots).cpu().numpy()
                 temperature, loss = fit_temperature(scores, codes, weight, _TEMPERATURES)
-                of_alpha = min(loss, of_alpha)
+                of_shares.append(loss)
                 if np.isfinite(loss) and (best is None or loss < best[0]):
                     best = loss, alpha, of_output, temperature, _mixed(coefficients, of_output, len(starts)), scores
-            losses.append(of_alpha)
+            losses.append(min(of_shares))
         if best is None:
             raise ValueError(
                 f"the kernel matrix is not positive definite to rounding with any of alphas={self.alphas}: add a "

@@ -25,9 +25,13 @@ def check_choices(estimator, choices: Mapping[str, tuple]) -> None:
 def check_flags(estimator, *names: str) -> None:
     """Raise ValueError where a parameter is neither True nor False, instead of taking any object for True."""
     for name in names:
-        value = getattr(estimator, name)
-        if not isinstance(value, (Integral, np.bool_)) or value not in (False, True):
+        if not is_flag(value := getattr(estimator, name)):
             raise ValueError(f"{name}={value!r} is neither True nor False.")
+
+
+def is_flag(value) -> bool:
+    """Return whether a value is True or False, be it NumPy's or a number."""
+    return isinstance(value, (Integral, np.bool_)) and value in (False, True)
 
 
 def positive_integers(given) -> tuple[int, ...] | None:

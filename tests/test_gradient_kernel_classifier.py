@@ -254,7 +254,7 @@ def test_share_of_the_base_net(data, seed):
     assert (model.alpha_, model.base_share_) == min(losses, key=losses.get)
     by_hand = (1 - model.base_share_) * frequencies + model.base_share_ * start
     assert_close(model.decision_function(X), by_hand + kernel @ model.dual_coef_, 1e-8)
-    for share in (True, False):
+    for share in (True, False, np.True_, np.False_, 1, 0):
         one = clone(model).set_params(base_output=share).fit(X, y)
         assert_close(one.loo_losses_, [losses[alpha, share] for alpha in ALPHAS], 1e-6)
         assert one.base_share_ == share

@@ -124,8 +124,12 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
         if isinstance(net, type):
             raise TypeError(f"net is the class {net.__name__}: pass a trained instance of it.")
         raise TypeError(f"net must be a torch Module, not {type(net).__name__}.")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules()):
-        raise TypeError("net is or holds a ScriptModule, which cannot be looked into: pass what it was made from.")
+    for name, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            whose = f"layer {name!r} of net" if name else "net"
+            raise TypeError(
+                f"{whose} is a ScriptModule, whose layers cannot be looked into: pass the module it was made from."
+            )
     named = dict(net.named_parameters())
     if not named:
         raise ValueError(f"net has no parameters: {type(net).__name__} has no gradient space.")

@@ -183,9 +183,7 @@ def forward_pass(
             "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
     forms = cotangents(scalar, outputs, labels)
-    if orders_rows and not _rows_stay(outputs, calls, forms[:, 0]):
-        calls = {}
-    calls = _with_deltas(outputs, calls, forms, keep_graph)
+    calls = _with_deltas(outputs, calls, forms, keep_graph, orders_rows)
     outputs = outputs if keep_graph else outputs.detach()
     return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch())
 
@@ -292,16 +290,22 @@ def _conformed(call: LayerCall | None, by_row: tuple[bool, ...] | None, n: int) 
 
 
 def _with_deltas(
-    outputs: Tensor, calls: dict[str, list[LayerCall | None]], forms: Tensor, keep_graph: bool
+    outputs: Tensor, calls: dict[str, list[LayerCall | None]], forms: Tensor, keep_graph: bool, orders_rows: bool
 ) -> dict[str, list[LayerCall | None]]:
-    """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend."""
+    """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend.
+
+    There are none where rows, which may come in another order, do.
+    """
     edges = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
     if not edges:
         return calls
+    keep = keep_graph or orders_rows
     passes = [
-        torch.autograd.grad(outputs, edges, form, retain_graph=keep_graph or j + 1 < forms.shape[1], allow_unused=True)
+        torch.autograd.grad(outputs, edges, form, retain_graph=keep or j + 1 < forms.shape[1], allow_unused=True)
         for j, form in enumerate(forms.unbind(1))
     ]
+    if orders_rows and not _rows_stay(outputs, edges, forms[:, 0], passes[0]):
+        return {}
     found = iter(None if of_edge[0] is None else _stacked(of_edge) for of_edge in zip(*passes))
 
     def complete(call: LayerCall | None) -> LayerCall | None:
@@ -317,19 +321,17 @@ def _with_deltas(
     return {layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()}
 
 
-def _rows_stay(outputs: Tensor, calls: Mapping[str, list[LayerCall | None]], form: Tensor) -> bool:
-    """Return whether row i of what comes back to each call is that of sample i, and of no other.
+def _rows_stay(outputs: Tensor, edges: list[GradientEdge], form: Tensor, deltas: tuple[Tensor | None, ...]) -> bool:
+    """Return whether row i of the `deltas`, what comes back to the edges, is that of sample i, and of no other.
 
     Cotangents times powers of two come back so many times as large, without rounding: eight powers tell the digits of
     a row's number.
     """
-    edges = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
-    plain = torch.autograd.grad(outputs, edges, form, retain_graph=True, allow_unused=True)
     rows = torch.arange(len(form), device=form.device)
     for digit in range(max(1, math.ceil(math.log(len(form), 8)))):
         weights = torch.exp2((rows // 8**digit % 8).to(form.dtype))
         weighted = torch.autograd.grad(outputs, edges, form * weights[:, None], retain_graph=True, allow_unused=True)
-        for delta, found in zip(plain, weighted):
+        for delta, found in zip(deltas, weighted):
             if delta is not None:
                 expected = delta.flatten(1) * weights[:, None].to(delta.dtype)
                 if ((found.flatten(1) - expected).abs().amax(1) > 0.1 * expected.abs().amax(1)).any():

@@ -98,14 +98,14 @@ class StaysInTraining(nn.BatchNorm1d):
         return super().train(True)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of the scripted layer that is refused
 def test_modules_that_have_no_gradients():
     with pytest.raises(ValueError, match=r"layers=\['none'\] have no entries"):
         GradientEngine(Empty(), X, "none")
     with pytest.raises(ValueError, match="layer '1' mixes the rows of a batch: StaysInTraining that stays in training"):
         GradientEngine(net_of(StaysInTraining(6)), X)
     child = nn.Sequential(nn.Linear(6, 6), torch.jit.script(nn.Linear(6, 3)))
-    with pytest.raises(TypeError, match="net is or holds a ScriptModule"):
+    with pytest.raises(TypeError, match="layer '1' of net is a ScriptModule, whose layers cannot be looked into"):
         GradientEngine(child, X)
 
 
