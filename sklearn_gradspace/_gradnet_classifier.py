@@ -126,7 +126,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
     """
 
     _allow_nd = False
-    _of_module = ("hidden_sizes", "structure", "activation", "dropout")
+    _of_module = ("hidden_sizes", "structure", "activation", "dropout", "base_logits")
     _base_order = None  # of the base net's outputs, where it is not that of the classes
 
     def __init__(
@@ -208,7 +208,7 @@ class GradNetClassifier(HeldOutMixin, NetClassifier):
             raise ValueError(
                 f"views={self.views!r} is neither 'random', 'all' nor a number from 1 to the {self.n_labels_} labels."
             )
-        if self._adds_logits and (reset or "_base_order" not in vars(self)):
+        if self._adds_logits and reset:
             self._learn_base_order(X, y, self.classes if classes is None else classes)
         return X, y
 

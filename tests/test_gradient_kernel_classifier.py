@@ -269,6 +269,14 @@ def test_parameters_set_afterwards_wait_for_the_next_fit(net, data, n_components
     assert np.array_equal(model.decision_function(data[0]), scores)
 
 
+def test_labels_of_another_kind_are_told(net, data):
+    X, y = data
+    with pytest.warns(UserWarning, match=r"of y \[False, True\]: they are taken for numbers .* or base_output=False"):
+        GradientKernelClassifier(net).fit(X, y > 0)
+    alone = GradientKernelClassifier(net, base_output=False).fit(X, y > 0)  # without a warning
+    assert alone.classes_.tolist() == [False, True]
+
+
 def test_an_order_that_is_worse_than_a_guess_is_told(net, data):
     X, _ = data
     with torch.no_grad():

@@ -203,6 +203,19 @@ def test_with_base_logits_fitting_begins_at_the_base_net(data, n_outputs):
     assert_close(trained.forward(lazy), logits + mean)
 
 
+@of_unrelated_labels
+@pytest.mark.parametrize("base_logits", [True, False])
+def test_base_logits_set_afterwards_wait_for_the_next_fit(data, base_logits):
+    lazy = GradientFeaturizer(net_of(3)).fit_transform(data[0])
+    model = GradNetClassifier(base_logits=base_logits, max_epochs=2, random_state=0).fit(lazy, data[1])
+    before = model.predict_proba(lazy)
+    model.set_params(base_logits=not base_logits)
+    assert np.array_equal(model.predict_proba(lazy), before)
+    with pytest.raises(ValueError, match=f"but the module was made with base_logits={base_logits}"):
+        model.partial_fit(lazy, data[1])
+    assert not np.array_equal(model.fit(lazy, data[1]).predict_proba(lazy), before)
+
+
 def test_base_logits_come_in_the_order_of_the_classes(data):
     net, names = net_of(3), ["c", "a", "b"]
     lazy = GradientFeaturizer(net).fit_transform(data[0])
