@@ -231,7 +231,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
             Samples as the net takes them.
         y : array-like of shape (n_samples,), optional
             Class labels, which training a base net needs. A trained net needs none: labels are only compared with its
-            outputs.
+            outputs, and with ``labels="predicted"`` may be those of another task.
 
         Returns
         -------
@@ -404,7 +404,7 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         return GradientArray(self.features_, X, augment)
 
     def _check_labels(self, y, n_labels: int) -> None:
-        if y is None or self.scalar not in ("cross_entropy", "log_probability"):
+        if y is None or self.labels == "predicted" or self.scalar not in ("cross_entropy", "log_probability"):
             return
         if np.ndim(y) > 1 or type_of_target(y) == "continuous":
             raise ValueError(

@@ -7,12 +7,14 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from inspect import signature
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from threading import RLock
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
@@ -86,13 +88,30 @@ class SklearnNetMixin:
             raise ValueError(f"{type(self).__name__.lstrip('_')} has no parameter {name!r}; {hint}")
         super()._validate_params()
 
-    def __repr__(self, N_CHAR_MAX: int = 700) -> str:  # scikit-learn's form; skorch's shows the module alone
-        inits = [signature(kind.__init__).parameters for kind in reversed(type(self).__mro__)]
-        defaults = {name: repr(parameter.default) for of_kind in inits for name, parameter in of_kind.items()}
-        given = {name: repr(value) for name, value in self.get_params(deep=False).items()}
-        changed = (f"{name}={value}" for name, value in given.items() if value != defaults.get(name))
-        text = f"{type(self).__name__}({', '.join(changed)})"
-        return text if len(text) <= N_CHAR_MAX else f"{text[: N_CHAR_MAX - 4]}...)"
+    __repr__ = BaseEstimator.__repr__  # skorch's shows the module alone
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        # scikit-learn shows the parameters that differ from __init__'s signature, where skorch's are all **kwargs.
+        super().__init_subclass__(**kwargs)
+        init = cls.__init__
+        if "__init__" not in vars(cls):
+            if hasattr(init, "__signature__"):
+                return
+            # That of a mixin, which other nets share.
+            cls.__init__ = wraps(init)(lambda *args, **kwargs: init(*args, **kwargs))  # type: ignore[method-assign]
+        own = signature(cls.__init__).parameters
+        cls.__signature__ = Signature([*own.values()][1:])  # as it is written, for help and documentation
+        inherited = {
+            name: parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            for kind in reversed(cls.__mro__[1:])
+            for name, parameter in signature(kind.__init__).parameters.items()
+            if parameter.default is not Parameter.empty and name not in own
+        }
+        together = sorted([*own.values(), *inherited.values()], key=lambda parameter: parameter.kind)
+        cls.__init__.__signature__ = Signature(together)
+
+    def _get_params_html(self, deep=True, *args, **kwargs):
+        return super()._get_params_html(False, *args, **kwargs)  # without those of skorch's own callbacks
 
     def set_params(self, **params):
         """Set parameters of the net, its module, criterion, optimizer and callbacks.

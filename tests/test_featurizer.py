@@ -291,6 +291,15 @@ def test_representations_of_the_predicted_view_hold_the_same_numbers(net, X):
         lazy.view(torch.ones(12, dtype=int))
 
 
+def test_with_the_predicted_view_labels_may_be_another_tasks(net, X):
+    y = np.array(["a", "b", "c", "d", "e", "f"] * 2)
+    assert len(set(y)) > N_LABELS
+    model = make_pipeline(GradientFeaturizer(net, labels="predicted", output="dense"), LogisticRegression())
+    assert set(model.fit(X, y).predict(X)) <= set(y)
+    with pytest.raises(ValueError, match="labels unknown to the base net"):
+        model.set_params(gradientfeaturizer__labels="all").fit(X, y)
+
+
 def test_the_predicted_view_suits_general_models_and_has_names(net, X):
     y = np.arange(12) % N_LABELS
     featurizer = GradientFeaturizer(net, labels="predicted", output="csr")

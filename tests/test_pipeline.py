@@ -1,7 +1,9 @@
 """The whole: pipelines, searches with workers, caches, and scikit-learn's tools on lazy arrays."""
 
+import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -19,7 +21,7 @@ from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cros
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+from sklearn_gradspace import ECOptClassifier, ECOptRegressor, GradientFeaturizer, GradNetClassifier
 from sklearn_gradspace._net_classifier import NetClassifier
 from sklearn_gradspace.gradients import GradientArray
 from sklearn_gradspace.modules import MLP
@@ -176,6 +178,32 @@ def test_a_large_nets_weights_are_mapped_into_workers(digits):
     assert found == [True, True]
 
 
+class Deeper(ECOptClassifier):
+    """A user's, with a parameter of its own."""
+
+    def __init__(self, hidden_layer_sizes=(50, 50), *, note=None, **kwargs):
+        super().__init__(hidden_layer_sizes, **kwargs)
+        self.note = note
+
+
+class Same(Deeper):
+    """A user's, with none."""
+
+
+@pytest.mark.parametrize("kind", [GradNetClassifier, ECOptClassifier, ECOptRegressor, Deeper, Same])
+def test_only_what_was_set_is_shown(kind):
+    pipeline = make_pipeline(StandardScaler(), kind(lr=0.5, callbacks__print_log=None))
+    assert repr(pipeline[-1]) == f"{kind.__name__}(callbacks__print_log=None, lr=0.5)"
+    assert "".join(repr(pipeline).split()) == (
+        f"Pipeline(steps=[('standardscaler',StandardScaler()),('{kind.__name__.lower()}',"
+        f"{kind.__name__}(callbacks__print_log=None,lr=0.5))])"
+    )
+    one_set = r'<tr class="user-set">.*?<td class="param">\s*(?:<a.*?>)?\s*(\w+)'
+    shown = re.findall(one_set, pipeline._repr_html_(), re.DOTALL)
+    assert shown == ["steps", "lr", "callbacks__print_log"], shown
+    assert "iterator_train" not in inspect.signature(kind).parameters
+
+
 def test_nets_of_the_main_module_travel_to_workers(tmp_path):
     """A script whose module class lives in ``__main__``, as users write them."""
     script = tmp_path / "script.py"
@@ -186,7 +214,7 @@ def test_nets_of_the_main_module_travel_to_workers(tmp_path):
             from joblib import parallel_config
             from sklearn.model_selection import cross_val_score
             from sklearn.pipeline import make_pipeline
-            from sklearn_gradspace import GradientFeaturizer, GradNetClassifier
+            from sklearn_gradspace import ECOptClassifier, ECOptRegressor, GradientFeaturizer, GradNetClassifier
 
             class Net(torch.nn.Module):
                 def __init__(self):

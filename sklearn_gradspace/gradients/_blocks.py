@@ -138,6 +138,8 @@ def choose_parameters(net: nn.Module, layers: str | Sequence[str] = "weights") -
         raise ValueError(
             f"net has parameters without values, {', '.join(empty)}: pass it a batch, and train it, first."
         )
+    if meta := [name for name, p in named.items() if p.is_meta]:
+        raise ValueError(f"{', '.join(meta)} of net are on the meta device and have no values: load its weights first.")
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     if not trainable:
         raise ValueError(

@@ -6,18 +6,18 @@ there into the gradients of its parameters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import prod
-from threading import RLock, local
-from typing import Any
+from threading import local
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ._blocks import choose_parameters, make_blocks
+from ._computing import computing
 from ._forward import ForwardPass, forward_pass, net_output
 from ._group_norm import guard_group_norms
 from ._memory import RowLimit, free_bytes, is_out_of_memory
@@ -36,7 +36,6 @@ _PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
 _LINE = 16  # single precision numbers of a line of the cache
-_SWITCHING = RLock()  # torch's switches for TF32 are the process's; a device's work is in one queue anyway
 
 Finish = Callable[[ForwardPass, Tensor], Tensor | None]
 
@@ -454,28 +453,7 @@ class GradientEngine:
         context : context manager
             The context in which to compute.
         """
-        if self.device.type == "cuda":
-            return self._on_cuda(exact)
-        return self._without_autocast() if torch.is_autocast_enabled("cpu") else torch.inference_mode(False)
-
-    @contextmanager
-    def _without_autocast(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, enabled=False), torch.inference_mode(False):
-            yield
-
-    @contextmanager
-    def _on_cuda(self, exact: bool) -> Iterator[None]:
-        cudnn: Any = torch.backends.cudnn  # it makes its switches when it is imported, which mypy does not see
-        switches = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-        with _SWITCHING, self._without_autocast():
-            before = [switch.fp32_precision for switch in switches]
-            try:
-                for switch in switches:
-                    switch.fp32_precision = "tf32" if self.precision == "tf32" and not exact else "ieee"
-                yield
-            finally:
-                for switch, value in zip(switches, before):
-                    switch.fp32_precision = value
+        return computing(self.device, tf32=self.precision == "tf32" and not exact)
 
     def memory(self, n: int, all_labels: bool = True, features: int | None = None) -> int:
         """Return the bytes that a pass of `n` rows takes at most, for one scalar a row or for all.
