@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 _TRAINED = "trained"  # a start: default, trained by SGD on other rows, and then as the rest of its name says
 _TRAINED_RATE = 0.1
+_FOUND = ("validation", "test", "loss", "seconds", "machine")
 _LOOK_EVERY = 100  # steps after which a loss that is not finite ends training
 
 
@@ -39,51 +40,48 @@ class Run:
     loss: float = 0.0
     seconds: float = 0.0
     machine: str = ""
+    test_rows: int = 10000
+    augment: int = 0
+    milestones: str = ""  # parts of all steps after which the rate is divided by 10
 
     @property
     def key(self) -> tuple:
         """What was asked for."""
-        return (
-            self.data, self.net, self.start, self.inner, self.space, self.lr, self.penalty, self.seed, self.rows,
-            self.side, self.batch, self.steps,
-        )  # fmt: skip
+        return tuple(value for name, value in vars(self).items() if name not in _FOUND)
 
 
 @dataclass(frozen=True)
-class Way:
-    """How all nets are trained."""
+class Place:
+    """Where the data are, and where nets are trained."""
 
     data_home: str
-    test_rows: int
     device: str
-    augment: bool
-    milestones: tuple[float, ...]  # parts of all steps after which the rate is divided by 10
 
 
-def train(run: Run, way: Way) -> Run:
+def train(run: Run, place: Place) -> Run:
     """Return `run` with what it reached."""
-    if way.device == "cpu":
+    if place.device == "cpu":
         torch.set_num_threads(1)
-    parts = load(run.data, way.data_home, run.rows, way.test_rows, run.side, way.device)
+    parts = _parts(run, place)
     start = time.perf_counter()
-    net = _started(run, way)
+    net = _started(run, place)
     ones = torch.ones_like(parts["train"].X[:1])
     optimizer = SPACES[run.space](net, ones, run.inner, run.lr, run.penalty)
-    loss = descend(net, optimizer, parts["train"], run, way)
+    loss = descend(net, optimizer, parts["train"], run)
     seconds = time.perf_counter() - start
     validation, test = (accuracy(net, parts[name]) for name in ("validation", "test"))
     return replace(run, validation=validation, test=test, loss=loss, seconds=round(seconds, 2))
 
 
-def descend(net: nn.Module, optimizer: torch.optim.Optimizer, part: Part, run: Run, way: Way) -> float:
+def descend(net: nn.Module, optimizer: torch.optim.Optimizer, part: Part, run: Run) -> float:
     """Train, and return the mean loss of the last steps."""
     generator = torch.Generator().manual_seed(run.seed)
     torch.manual_seed(run.seed)
-    schedule = MultiStepLR(optimizer, [round(at * run.steps) for at in way.milestones])
+    schedule = MultiStepLR(optimizer, [round(float(at) * run.steps) for at in run.milestones.split()])
     total, net = torch.zeros((), device=part.y.device), net.train()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the step is refused")
-        for step, (X, y) in enumerate(batches(part, run.batch, run.steps, way.augment, generator), 1):
+        for step, (X, y) in enumerate(batches(part, run.batch, run.steps, bool(run.augment), generator), 1):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(X), y)
             loss.backward()
@@ -97,28 +95,32 @@ def descend(net: nn.Module, optimizer: torch.optim.Optimizer, part: Part, run: R
     return float(total) / (step % _LOOK_EVERY or _LOOK_EVERY)
 
 
-def _started(run: Run, way: Way) -> nn.Module:
+def _started(run: Run, place: Place) -> nn.Module:
     if not run.start.startswith(_TRAINED):
-        return _new(run, way)
-    net = _new(replace(run, start="default"), way)
-    net.load_state_dict(_trained(replace(run, start="default", inner="SGD", space="weights", lr=_TRAINED_RATE), way))
+        return _new(run, place)
+    net = _new(replace(run, start="default"), place)
+    net.load_state_dict(_trained(replace(run, start="default", inner="SGD", space="weights", lr=_TRAINED_RATE), place))
     STARTS[run.start.removeprefix(_TRAINED).strip(", ") or "default"](net, run.seed)
     return net
 
 
-def _new(run: Run, way: Way) -> nn.Module:
+def _parts(run: Run, place: Place) -> dict[str, Part]:
+    return load(run.data, place.data_home, run.rows, run.test_rows, run.side, place.device)
+
+
+def _new(run: Run, place: Place) -> nn.Module:
     torch.manual_seed(run.seed)
-    shape = load(run.data, way.data_home, run.rows, way.test_rows, run.side, way.device)["train"].X.shape[1:]
+    shape = _parts(run, place)["train"].X.shape[1:]
     net = make_net(run.net, shape)
     STARTS[run.start](net, run.seed)
-    return net.to(way.device)
+    return net.to(place.device)
 
 
 @lru_cache(maxsize=8)
-def _trained(run: Run, way: Way) -> dict[str, torch.Tensor]:
-    parts = load(run.data, way.data_home, run.rows, way.test_rows, run.side, way.device)
-    net = _new(run, way)
-    descend(net, torch.optim.SGD(net.parameters(), lr=run.lr), parts["before"], replace(run, seed=-1 - run.seed), way)
+def _trained(run: Run, place: Place) -> dict[str, torch.Tensor]:
+    parts = _parts(run, place)
+    net = _new(run, place)
+    descend(net, torch.optim.SGD(net.parameters(), lr=run.lr), parts["before"], replace(run, seed=-1 - run.seed))
     return net.state_dict()
 
 

@@ -24,7 +24,7 @@ from _ecopt_contenders import INNER, SPACES, rates
 from _ecopt_data import load
 from _ecopt_nets import make_net
 from _ecopt_report import Results, append, draw, print_accuracies, print_areas, print_gains, read
-from _ecopt_train import Run, Way, train
+from _ecopt_train import Place, Run, train
 from _measure import machine
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
@@ -64,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     path = Path(options.csv or f"ecopt_{options.experiment}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
-    way = Way(options.data_home, options.test_rows, options.device, options.augment, tuple(options.milestones))
+    place = Place(options.data_home, options.device)
     asked, found = list(_asked(options)), read(path)
     missing = [run for run in asked if run.key not in found]
-    runs = Parallel(options.jobs, return_as="generator_unordered")(delayed(train)(run, way) for run in missing)
+    runs = Parallel(options.jobs, return_as="generator_unordered")(delayed(train)(run, place) for run in missing)
     for run in tqdm(runs, unit="training", total=len(missing)):
         append(path, run)
         found[run.key] = run
@@ -90,7 +90,8 @@ def _asked(options: argparse.Namespace):
         for lr, penalty in product(grid, options.penalties):
             yield Run(
                 *net.split(":"), start, inner, space, lr, penalty, seed, options.rows, options.side, options.batch,
-                options.steps, machine=line,
+                options.steps, machine=line, test_rows=options.test_rows, augment=int(options.augment),
+                milestones=" ".join(map(str, options.milestones)),
             )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from _ecopt_contenders import PathSGD
 from _ecopt_data import load
 from _ecopt_nets import STARTS, make_net
 from _ecopt_report import spread
-from _ecopt_train import Run, Way, accuracy, descend
+from _ecopt_train import Run, accuracy, descend
 from _measure import machine, table
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -140,12 +140,12 @@ def _twin(net: nn.Module, start: str, seed: int) -> nn.Module:
 def _two_nets(name: str, seed: int, options: argparse.Namespace):
     data, net_name = name.split(":")
     parts = load(data, options.data_home, options.rows, 10000, 0, options.device)
-    way, nets = Way(options.data_home, 10000, options.device, False, ()), []
+    nets = []
     for own in (seed, 1000 + seed):
         run = Run(data, net_name, "", "", "", _RATE, 0.0, own, options.rows, 0, 64, options.steps)
         torch.manual_seed(seed if options.same_start else own)
         net = make_net(net_name, parts["train"].X.shape[1:]).to(options.device)
-        descend(net, torch.optim.SGD(net.parameters(), lr=_RATE, momentum=0.9), parts["train"], run, way)
+        descend(net, torch.optim.SGD(net.parameters(), lr=_RATE, momentum=0.9), parts["train"], run)
         nets.append(net)
     return *nets, parts["test"], torch.ones_like(parts["train"].X[:1])
 
