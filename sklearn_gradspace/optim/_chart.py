@@ -154,6 +154,6 @@ def _moved_squares(graph: ScaleGraph, parameters, chain: np.ndarray, held: np.nd
         squares[held[(held >= offset) & (held < offset + len(squares))] - offset] = 0
         offset += len(squares)
         squares = squares.reshape(parameters[name].shape)
-        read = edges.read.reshape((1,) * (squares.ndim - edges.read.ndim) + tuple(edges.read.shape))
+        read = edges.read[(None,) * (squares.ndim - edges.read.ndim)]
         total.index_add_(0, torch.from_numpy(chain)[read.flatten()], squares.sum_to_size(read.shape).flatten())
     return total[:n_chains].numpy()

@@ -44,10 +44,7 @@ def parameter_units(graph: ScaleGraph, without: bool = False) -> list[ParameterU
     parameters, found = dict(graph.module.named_parameters()), []
     for name, edges in graph.edges.items():
         parameter = parameters[name]
-        ids = [
-            i.reshape((1,) * (parameter.ndim - i.ndim) + tuple(i.shape)).to(parameter.device) if i.any() else None
-            for i in edges[:2]
-        ]
+        ids = [i[(None,) * (parameter.ndim - i.ndim)].to(parameter.device) if i.any() else None for i in edges[:2]]
         if without or any(i is not None for i in ids):
             found.append(ParameterUnits(name, parameter, *ids))
     return found

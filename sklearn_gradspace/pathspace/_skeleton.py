@@ -142,7 +142,7 @@ def _candidates(graph: ScaleGraph, weights: Mapping[str, Tensor]) -> tuple[np.nd
     parts, offset = [], 0
     for name, edges in graph.edges.items():
         weight = weights[name].detach().double().cpu()
-        write, read = (ids.reshape((1,) * (weight.ndim - ids.ndim) + tuple(ids.shape)) for ids in edges[:2])
+        write, read = (ids[(None,) * (weight.ndim - ids.ndim)] for ids in edges[:2])
         n_lead = max(
             (axis + 1 for axis in range(weight.ndim) if write.shape[axis] > 1 or read.shape[axis] > 1), default=0
         )
