@@ -109,7 +109,7 @@ def check_gradients(
     if X.dtype.kind not in "buif" or X.ndim < 1 or not len(X):
         raise ValueError(f"X must hold real numbers, of one row at least; it has shape {X.shape} and dtype {X.dtype}.")
     options = {"layers": layers, "device": device, "scalar": scalar, "output": output}
-    exact, working = (GradientEngine(net, X, **options, dtype=d) for d in ("float64", dtype))  # type: ignore[arg-type]
+    working, exact = (GradientEngine(net, X, **options, dtype=d) for d in (dtype, "float64"))  # type: ignore[arg-type]
     truth = _loop(exact, X)
     largest = truth.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     errors = [((engine(X).double() - truth).abs() / largest).amax((0, 1)) for engine in (exact, working)]

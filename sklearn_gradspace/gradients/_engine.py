@@ -5,12 +5,13 @@ scalars; one backward pass for each goes to the outputs of the layers only, and 
 there into the gradients of its parameters.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import prod
 from threading import local
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import check_device, packed, shared_copy, to_device, usable
 from ._trial import try_out
+from ._user import warn_user
 
 DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 
@@ -74,6 +76,8 @@ class GradientEngine:
         How the gradients of each parameter are computed, and why so.
     row_bytes, label_bytes : int
         Memory that a row takes in a pass, and what each of its scalars adds, without the gradients themselves.
+    transform_bytes : int
+        Memory that `torch.func` takes for a row and one of its scalars; 0 where no parameter needs it.
     rounding_error : float or None
         Largest error of a parameter's gradients on the rows that decided, relative to the largest entry, where `dtype`
         is "bfloat16" or "tf32".
@@ -96,7 +100,8 @@ class GradientEngine:
     n_labels: int
     rules: EngineReport
     signature: dict[str, list]
-    orders_rows: bool = False  # as engines of files of older versions have it
+    uses: Mapping[str, int] = MappingProxyType({})  # engines of files of older versions lack it, and the next
+    transform_bytes: int = 0
     row_bytes: int
     label_bytes: int
     rounding_error: float | None
@@ -122,15 +127,29 @@ class GradientEngine:
         self.blocks = make_blocks(choose_parameters(self.net, layers))
         self.n_params = sum(block.size for block in self.blocks)
         self._attach()
-        with self.computing():
-            try_out(self, sample)
+        hooked = [block.name for block in self.blocks if self.net.get_parameter(block.name)._backward_hooks]
+        if hooked:
+            warn_user(
+                f"the hooks that {', '.join(hooked)} have for their gradients (Tensor.register_hook) are not called."
+            )
+        try:
+            with self.computing():
+                try_out(self, sample)
+        except Exception as error:
+            if not is_out_of_memory(error) or isinstance(error, MemoryError):
+                raise
+            needed = 16 * sum(p.numel() for p in self._module.parameters()) + 64 * max(b.size for b in self.blocks)
+            raise MemoryError(
+                f"to look at a few rows in double precision takes {needed / 2**30:.2f} GiB and what a pass of the net "
+                "takes. Choose parameters by `layers`, or another device."
+            ) from error
 
     def _attach(self) -> None:
         self._local, self._module = local(), self.copy_of_net()
         if self.precision not in (None, "tf32"):
             self._module.to(getattr(torch, self.precision))
-        first = self._module.get_parameter(self.blocks[0].name)
-        self.device, self.dtype = first.device, first.dtype
+        self.device = self._module.get_parameter(self.blocks[0].name).device
+        self.dtype = next(p.dtype for p in self._module.parameters() if p.is_floating_point())
         self.scratch, self.apply = Scratch(), net_output(self.output)
         self.row_limit = RowLimit(self.device)
 
@@ -154,7 +173,25 @@ class GradientEngine:
         """A copy of the net for this thread, on the shared weights: transforms and hooks change it in passing."""
         if not hasattr(self._local, "module"):
             self._local.module = shared_copy(self._module)
+            self._local.parameters = {block.name: self._local.module.get_parameter(block.name) for block in self.blocks}
         return self._local.module
+
+    def uses_of(self, forward: ForwardPass, names: Iterable[str]) -> dict[str, int]:
+        """Return by how many steps of differentiation a pass uses parameters.
+
+        Parameters
+        ----------
+        forward : ForwardPass
+            The pass, through this thread's copy of the net.
+        names : iterable of str
+            The parameters.
+
+        Returns
+        -------
+        uses : dict of str to int
+            The numbers, by parameter.
+        """
+        return {name: forward.uses.get(id(self._local.parameters[name]), 0) for name in names}
 
     def __getstate__(self) -> dict:
         attached = ("_local", "_module", "scratch", "apply", "row_limit")
@@ -375,7 +412,7 @@ class GradientEngine:
         rules : sequence of ParameterRule
             One a parameter.
         """
-        if set(self.signature) <= set(forward.calls):
+        if forward.as_tried:
             return self.rules
         return [ParameterRule(rule.name, loop.__name__, "called otherwise") for rule in self.rules]
 
@@ -411,13 +448,14 @@ class GradientEngine:
             What went into the layers, and what came back to them.
         """
         inputs = self.inputs(X)
-        forward = forward_pass(
-            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch,
-            orders_rows=self.orders_rows,
-        )  # fmt: skip
+        forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
         if self.device.type == "cpu":
             check_finite(forward.outputs)  # elsewhere it would wait for the device; NaN shows in the gradients
-        return forward.like(self.signature) or replace(forward, calls={})
+        tried = forward.like(self.signature) if self.uses_of(forward, self.uses) == self.uses else None
+        forward = tried or replace(forward, calls={}, as_tried=False)
+        if not self.transform_bytes:
+            return forward
+        return replace(forward, at_once=self._bytes_of_transforms // self.transform_bytes)
 
     def inputs(self, X: np.ndarray, plain: bool = False) -> Tensor:
         """Return rows as the net takes them, on the device; `plain` in the usual order of memory.
@@ -501,7 +539,13 @@ class GradientEngine:
 
     @property
     def _constant_bytes(self) -> int:
-        return sum(p.nbytes for p in self._module.parameters()) + _SCRATCH_BYTES
+        weights = sum(p.nbytes for p in self._module.parameters())
+        return weights + _SCRATCH_BYTES + (self._bytes_of_transforms if self.transform_bytes else 0)
+
+    @property
+    def _bytes_of_transforms(self) -> int:
+        """What `torch.func` may take at a time: of one row and scalar at least."""
+        return max(_SCRATCH_BYTES if self.device.type == "cpu" else _PART_BYTES_ELSEWHERE, self.transform_bytes)
 
     def _beside_free(self, n_bytes: int) -> str:
         """Return a number of bytes beside those that are free, and the way out."""

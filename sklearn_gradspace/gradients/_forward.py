@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ._outputs import Labels, Scalar, as_table, cotangents
 from ._scratch import Scratch
+from ._steps import survey
 
 
 class LayerCall(NamedTuple):
@@ -33,7 +34,9 @@ class LayerCall(NamedTuple):
     deltas : tuple of Tensor of shape (n, k, *output)
         The cotangents of these.
     edges : tuple of GradientEdge
-        Where these come back to.
+        Where these come back to; none where the graph is not kept.
+    sources : tuple of Node
+        Where what the layer got goes back to; none where the graph is not kept.
     versions : tuple of int
         How often each argument had been written to.
     """
@@ -44,6 +47,7 @@ class LayerCall(NamedTuple):
     outputs: tuple[int, ...]
     deltas: tuple[Tensor, ...] = ()
     edges: tuple[GradientEdge, ...] = ()
+    sources: tuple[Node, ...] = ()
     versions: tuple[int, ...] = ()
 
     @property
@@ -60,6 +64,10 @@ class LayerCall(NamedTuple):
         """Return the call for some of the samples."""
         arguments = tuple(a[part] if by_row else a for a, by_row in zip(self.arguments, self.by_row))
         return self._replace(arguments=arguments, deltas=tuple(delta[part] for delta in self.deltas))
+
+    def scalars(self, part: slice) -> "LayerCall":
+        """Return the call for some of the scalars."""
+        return self._replace(deltas=tuple(delta[:, part] for delta in self.deltas))
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,12 @@ class ForwardPass:
     cotangents : Tensor of shape (n, k, n_outputs)
         The k linear forms of a sample's outputs that are differentiated.
     scratch : Scratch
+    uses : dict of int to int
+        By the identity of a parameter, how many steps of differentiation use it.
+    as_tried : bool, default=True
+        Whether rows took the same way through the net as those that decided on the rules.
+    at_once : int, optional
+        Number of pairs of a row and a scalar that `torch.func` works on at a time.
     """
 
     apply: Callable[[nn.Module, Tensor], Tensor]
@@ -87,6 +101,9 @@ class ForwardPass:
     calls: Mapping[str, list[LayerCall | None]]
     cotangents: Tensor
     scratch: Scratch
+    uses: Mapping[int, int]
+    as_tried: bool = True
+    at_once: int = 2**31
 
     def rows(self, part: slice) -> "ForwardPass":
         """Return the pass of some of the samples."""
@@ -155,7 +172,7 @@ def forward_pass(
     labels: Labels = None,
     scratch: Scratch | None = None,
     keep_graph: bool = False,
-    orders_rows: bool = False,
+    any_order: bool = False,
 ) -> ForwardPass:
     """Return a pass through `module`, for one scalar a row or for all.
 
@@ -172,20 +189,20 @@ def forward_pass(
     scratch : Scratch, optional
     keep_graph : bool
         Whether the outputs can still be differentiated.
-    orders_rows : bool
-        Whether the net may put rows in another order: then there are no calls where it does.
+    any_order : bool
+        Whether there are calls where the net puts rows in another order, too.
     """
-    with captured({name: module.get_submodule(name) for name in layers}, len(inputs)) as calls:
+    with captured({name: module.get_submodule(name) for name in layers}, len(inputs), keep_graph) as calls:
         outputs = apply(module, inputs.clone())  # a net may write over what it gets
     if not outputs.requires_grad:
         raise ValueError(
             "the output of net cannot be differentiated: its forward detaches it, or runs without gradients (no_grad, "
             "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
-    forms = cotangents(scalar, outputs, labels)
-    calls = _with_deltas(outputs, calls, forms, keep_graph, orders_rows)
+    forms, found = cotangents(scalar, outputs, labels), survey(outputs)
+    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order)
     outputs = outputs if keep_graph else outputs.detach()
-    return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch())
+    return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch(), found.uses)
 
 
 def net_output(output: Callable | None = None) -> Callable[[nn.Module, Tensor], Tensor]:
@@ -208,12 +225,18 @@ def net_output(output: Callable | None = None) -> Callable[[nn.Module, Tensor], 
 
 
 @contextmanager
-def captured(layers: Mapping[str, nn.Module], n: int) -> Iterator[dict[str, list[LayerCall | None]]]:
-    """Record the calls of `layers` on `n` rows, with gradients on."""
+def captured(
+    layers: Mapping[str, nn.Module], n: int, keep_graph: bool = False
+) -> Iterator[dict[str, list[LayerCall | None]]]:
+    """Record the calls of `layers` on `n` rows, with gradients on; their place in the graph too if it is kept."""
     calls: dict[str, list[LayerCall | None]] = {name: [] for name in layers}
 
     def record(name: str, args: tuple, kwargs: dict, output: object) -> None:
-        calls[name].append(_layer_call(args, kwargs, leaves(output), n))
+        call = _layer_call(args, kwargs, leaves(output), n)
+        if keep_graph and call is not None:
+            given = leaves((*args, *kwargs.values()))
+            call = call._replace(sources=tuple(get_gradient_edge(t).node for t in given if t.requires_grad))
+        calls[name].append(call)
 
     with hooked(layers, record), torch.inference_mode(False), torch.enable_grad():
         yield calls
@@ -250,7 +273,7 @@ def _layer_call(args: tuple, kwargs: dict, outputs: list[Tensor], n: int) -> Lay
         return None
     # The edges are taken now: an in-place activation afterwards gives the same tensor another one.
     edges = tuple(get_gradient_edge(outputs[i]) for i in live)
-    return LayerCall(arguments, tuple(kwargs), by_row, live, (), edges, _versions(arguments))
+    return LayerCall(arguments, tuple(kwargs), by_row, live, (), edges, (), _versions(arguments))
 
 
 def _has_rows(argument: object, n: int) -> bool:
@@ -290,7 +313,7 @@ def _conformed(call: LayerCall | None, by_row: tuple[bool, ...] | None, n: int) 
 
 
 def _with_deltas(
-    outputs: Tensor, calls: dict[str, list[LayerCall | None]], forms: Tensor, keep_graph: bool, orders_rows: bool
+    outputs: Tensor, calls: dict[str, list[LayerCall | None]], forms: Tensor, keep_graph: bool, may_move: bool
 ) -> dict[str, list[LayerCall | None]]:
     """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend.
 
@@ -299,12 +322,12 @@ def _with_deltas(
     edges = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
     if not edges:
         return calls
-    keep = keep_graph or orders_rows
+    keep = keep_graph or may_move
     passes = [
         torch.autograd.grad(outputs, edges, form, retain_graph=keep or j + 1 < forms.shape[1], allow_unused=True)
         for j, form in enumerate(forms.unbind(1))
     ]
-    if orders_rows and not _rows_stay(outputs, edges, forms[:, 0], passes[0]):
+    if may_move and not _rows_stay(outputs, edges, forms[:, 0], passes[0]):
         return {}
     found = iter(None if of_edge[0] is None else _stacked(of_edge) for of_edge in zip(*passes))
 
@@ -313,8 +336,9 @@ def _with_deltas(
             return None
         deltas = [next(found) for _ in call.edges]
         used = [i for i, delta in enumerate(deltas) if delta is not None]
+        kept = tuple(call.edges[i] for i in used) if keep_graph else ()
         return call._replace(
-            edges=(), outputs=tuple(call.outputs[i] for i in used), deltas=tuple(deltas[i] for i in used)
+            edges=kept, outputs=tuple(call.outputs[i] for i in used), deltas=tuple(deltas[i] for i in used)
         )
 
     completed = {layer: [complete(call) for call in of_layer] for layer, of_layer in calls.items()}

@@ -5,7 +5,8 @@ gradients, of shape (n, k, *parameter.shape), are written where they are wanted.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ._convolution import padded, window_products
 from ._forward import LayerCall, leaves
+from ._passes import slices
 from ._scratch import Scratch
 
 # Some operations have no batched form. Being slow is no reason to warn, since nothing faster is known here; and filters
@@ -132,8 +134,10 @@ def per_sample(
     parameters: dict[str, Tensor],
     samples: tuple[Tensor, ...],
     deltas: tuple[Tensor, ...],
-) -> dict[str, Tensor]:
-    """Return gradients by `torch.func` over samples and scalars.
+    out: Mapping[str, Tensor],
+    at_once: int,
+) -> None:
+    """Write gradients by `torch.func` over samples and scalars.
 
     Parameters
     ----------
@@ -143,20 +147,27 @@ def per_sample(
     samples : tuple of Tensor of shape (n, ...)
     deltas : tuple of Tensor of shape (n, k, ...)
         Cotangents of the outputs.
+    out : dict of str to Tensor of shape (n, k, ...)
+        Where to write.
+    at_once : int
+        Number of pairs of a sample and a scalar that are worked on at a time.
     """
+    n, k = deltas[0].shape[:2]
+    n_scalars = min(k, at_once)
 
     def of_sample(sample: tuple[Tensor, ...], delta: tuple[Tensor, ...]) -> dict[str, Tensor]:
         batches = [value.unsqueeze(0) for value in sample]
         pullback = vjp(lambda p: tuple(o.squeeze(0) for o in function(p, *batches)), parameters)[1]
         return vmap(pullback)(delta)[0]
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")  # of operations without a batching rule
-        return vmap(of_sample)(tuple(sample.clone() for sample in samples), deltas)  # some write over their input
+    for rows, scalars in product(slices(n, max(1, at_once // n_scalars)), slices(k, n_scalars)):
+        some = tuple(sample[rows].clone() for sample in samples)  # some functions write over their input
+        for name, gradients in vmap(of_sample)(some, tuple(delta[rows, scalars] for delta in deltas)).items():
+            out[name][rows, scalars].copy_(gradients)
 
 
-def transform(layer: nn.Module, names: list[str], call: LayerCall) -> dict[str, Tensor]:
-    """Return the gradients of the parameters `names` in one call of any layer, by `torch.func`."""
+def transform(layer: nn.Module, call: LayerCall, out: Mapping[str, Tensor], at_once: int) -> None:
+    """Write the gradients of the parameters of `out` in one call of any layer, by `torch.func`."""
 
     def outputs(parameters: dict[str, Tensor], *samples: Tensor) -> tuple[Tensor, ...]:
         rows = iter(samples)
@@ -166,6 +177,6 @@ def transform(layer: nn.Module, names: list[str], call: LayerCall) -> dict[str, 
         tensors = leaves(returned)
         return tuple(tensors[i] for i in call.outputs)
 
-    parameters = {name: layer.get_parameter(name).detach() for name in names}
+    parameters = {name: layer.get_parameter(name).detach() for name in out}
     samples = tuple(a for a, by_row in zip(call.arguments, call.by_row) if by_row)
-    return per_sample(outputs, parameters, samples, call.deltas)
+    per_sample(outputs, parameters, samples, call.deltas, out, at_once)

@@ -2,10 +2,13 @@
 
 import gc
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ._user import warn_user
 
@@ -59,6 +62,39 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     # Allocations that are not those of torch's allocators on devices have no error type of their own.
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+class PeakBytes(TorchDispatchMode):
+    """Within this context, counts the memory that torch's operations give out and do not get back.
+
+    Attributes
+    ----------
+    n_bytes : int
+        The most that there was at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_bytes = self._now = 0
+        self._held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        returned = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(returned):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return returned
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        address, n_bytes = storage._cdata, storage.nbytes()
+        if address not in self._held:
+            self._held[address] = n_bytes
+            self._now += n_bytes
+            self.n_bytes = max(self.n_bytes, self._now)
+            weakref.finalize(storage, self._drop, address)
+
+    def _drop(self, address: int) -> None:
+        self._now -= self._held.pop(address)
 
 
 class RowLimit:

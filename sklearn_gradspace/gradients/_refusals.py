@@ -3,16 +3,15 @@
 A net, some rows and what it returned for them enter; nothing leaves, or an error that says what to do.
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._forward import ForwardPass, hooked, leaves
 from ._outputs import Scalar, cotangents
+from ._steps import StepGraph
 
 # Steps of differentiation behind which outputs are the same numbers in another form.
 _RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "ToCopy")
@@ -35,25 +34,14 @@ def refuse_batch_statistics(module: nn.Module) -> None:
 
 def refuse_foreign_parameters(net: nn.Module, outputs: Tensor) -> None:
     """Refuse outputs of a copy of `net` that come from parameters of `net` itself."""
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    found = sorted({names[id(leaf)] for step in steps(outputs) if id(leaf := getattr(step, "variable", None)) in names})
+    leaves = StepGraph(outputs).leaves()
+    found = [name for name, parameter in net.named_parameters() if id(parameter) in leaves]
     if found:
         raise ValueError(
-            f"net's forward holds on to {', '.join(found)} from outside of its modules: a function put in the place of "
-            "a module's forward, or a hook, closes over them, which a copy of net does not change. Take them from the "
-            "module that the function gets, or write a Module."
+            f"net's forward holds on to {', '.join(found)} from outside of its modules, which a copy of net does not "
+            "change: a function put in the place of a module's forward, or a hook, closes over them, or an attribute "
+            "was computed from them when net was made. Take them from the module in its forward."
         )
-
-
-def steps(outputs: Tensor) -> Iterator[Node]:
-    """Yield the steps of differentiation behind outputs, each once."""
-    ahead, seen = [outputs.grad_fn], set()
-    while ahead:
-        step = ahead.pop()
-        if step is not None and step not in seen:
-            seen.add(step)
-            yield step
-            ahead.extend(before for before, _ in step.next_functions)
 
 
 def refuse_probabilities(module: nn.Module, outputs: Tensor, scalar: Scalar) -> None:

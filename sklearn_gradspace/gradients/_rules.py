@@ -6,6 +6,7 @@ are written to. Which rule a parameter takes is tried out once: each row's gradi
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,14 @@ from torch.func import functional_call
 from . import _layer_rules
 from ._forward import ForwardPass, LayerCall
 from ._memory import is_out_of_memory
+from ._passes import slices
+from ._steps import StepGraph
 
 Gradients = dict[str, Tensor]
 Rule = Callable[[ForwardPass, Gradients], None]
 
-_TRUTH_BYTES = 2**28  # gradients that are compared with autograd's at a time
+_TRUTH_BYTES = 2**26  # gradients that are compared with autograd's at a time
+AGAIN_BYTES = 2**24  # gradients of a layer's second call, and those that follow, that are added at a time
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,7 @@ def layer_transform(forward: ForwardPass, out: Gradients) -> None:
     """`torch.func` transforms of the layer alone."""
 
     def write(layer, call: LayerCall, own: Gradients) -> None:
-        for name, gradients in _layer_rules.transform(layer, list(own), call).items():
-            own[name].copy_(gradients)
+        _layer_rules.transform(layer, call, own, forward.at_once)
 
     _by_layer(forward, out, write)
 
@@ -86,9 +89,7 @@ def net_transform(forward: ForwardPass, out: Gradients) -> None:
         return (forward.apply(lambda x: functional_call(forward.module, parameters, (x,)), sample),)  # type: ignore[arg-type]
 
     parameters = {name: forward.module.get_parameter(name).detach() for name in out}
-    found = _layer_rules.per_sample(outputs, parameters, (forward.inputs,), (forward.cotangents,))
-    for name, gradients in found.items():
-        out[name].copy_(gradients)
+    _layer_rules.per_sample(outputs, parameters, (forward.inputs,), (forward.cotangents,), out, forward.at_once)
 
 
 def loop(forward: ForwardPass, out: Gradients) -> None:
@@ -152,18 +153,17 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
         if gradient is None
     }
     del sums
+    graph = StepGraph(forward.outputs)
     for group in _groups(parameters, len(forward.inputs)):
         trial = _Trial(forward, group, largest)
-        candidates = {name: _rule_of_layer(forward, name) for name in group if name not in chosen}
+        candidates = {name: _rule_of_layer(forward, name, graph) for name in group if name not in chosen}
         for rule in (closed_form, layer_transform, net_transform, loop):
             general = rule in (net_transform, loop)
             tried = [name for name, (own, _) in candidates.items() if name not in chosen and (general or own is rule)]
             for name, right in trial.passes(rule, tried).items():
-                own, why = candidates[name]
-                if general and own is not None:
-                    why = "its layer's own gradient is not the whole of it"
                 if right:
-                    chosen[name] = ParameterRule(name, rule.__name__, why)
+                    own, why = candidates[name]
+                    chosen[name] = ParameterRule(name, rule.__name__, _NOT_ALL if general and own else why)
     missing = [name for name in names if name not in chosen]
     if missing:
         raise ValueError(
@@ -174,7 +174,10 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
     return EngineReport(chosen[name] for name in names)
 
 
-def _rule_of_layer(forward: ForwardPass, name: str) -> tuple[Rule | None, str]:
+_NOT_ALL = "its layer's own gradient is not the whole of it"
+
+
+def _rule_of_layer(forward: ForwardPass, name: str, graph: StepGraph) -> tuple[Rule | None, str]:
     layer_name = forward.layer_of(name)
     layer, calls = forward.module.get_submodule(layer_name), forward.calls[layer_name]
     if not calls:
@@ -183,6 +186,10 @@ def _rule_of_layer(forward: ForwardPass, name: str) -> tuple[Rule | None, str]:
         return None, "its layer does not keep a row a sample"
     if not all(call.is_intact for call in calls):
         return None, "something writes over its layer's input"
+    # It may be more only for other rows, or for scalars that are not tried: the steps tell.
+    ends = [edge.node for call in calls for edge in call.edges]
+    if graph.leads_past(forward.module.get_parameter(name), ends, {step for call in calls for step in call.sources}):
+        return None, _NOT_ALL
     exact = _layer_rules.exact_rule(layer) and _own_name(name, layer_name) in ("weight", "bias")
     if exact and all(call.maps_rows for call in calls):
         return closed_form, f"a {type(layer).__name__} layer"
@@ -260,8 +267,9 @@ def _by_layer(forward: ForwardPass, out: Gradients, write: Callable) -> None:
     for layer, own in by_layer.items():
         module, (first, *others) = forward.module.get_submodule(layer), forward.calls[layer]
         write(module, first, own)
-        for call in others:
-            more = {name: torch.empty_like(place) for name, place in own.items()}
-            write(module, call, more)
+        n_bytes = sum(place[:, 0].nbytes for place in own.values())
+        for call, scalars in product(others, slices(forward.cotangents.shape[1], max(1, AGAIN_BYTES // n_bytes))):
+            more = {name: torch.empty_like(place[:, scalars]) for name, place in own.items()}
+            write(module, call.scalars(scalars), more)
             for name, place in own.items():
-                place.add_(more[name])
+                place[:, scalars].add_(more[name])

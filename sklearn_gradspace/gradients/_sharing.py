@@ -11,6 +11,7 @@ import weakref
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)  # subclasses may do something else in training mode
 
@@ -24,18 +25,25 @@ def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.
     """
     with torch.inference_mode(False):
         renormed = {id(m.weight) for m in net.modules() if getattr(m, "max_norm", None) is not None}
-        memo = {id(t): _like(t, _alias(t, id(t) in renormed).to(device)) for t in _tensors(net)}
-        return _with_backward_on_cuda(copy.deepcopy(net, memo).eval())
+        memo = {
+            # What was computed from parameters stays, so that it shows where it is used.
+            id(t): t if t.grad_fn is not None else _like(t, _alias(t, id(t) in renormed).to(device))
+            for t in _tensors(net)
+        }
+        return _differentiable(copy.deepcopy(net, memo).eval())
 
 
-def _with_backward_on_cuda(module: nn.Module) -> nn.Module:
-    """Return the module with its recurrent layers in training mode where they are on CUDA devices, without dropout.
+def _differentiable(module: nn.Module) -> nn.Module:
+    """Return the module with its layers set so that each has a backward pass in evaluation mode; the function stays.
 
-    The function is the same. In evaluation mode cuDNN keeps nothing of what their backward pass needs, and raises.
+    On CUDA devices cuDNN keeps nothing of what that of recurrent layers needs, and raises: they are in training mode,
+    without dropout. Encoders with frozen weights would make nested tensors of padded sequences, which have none.
     """
     for layer in module.modules():
         if isinstance(layer, nn.RNNBase) and type(layer) in _RECURRENT and any(p.is_cuda for p in layer.parameters()):
             layer.training, layer.dropout = True, 0.0
+        if isinstance(layer, nn.TransformerEncoder):
+            layer.use_nested_tensor = False
     return module
 
 
@@ -112,9 +120,9 @@ def _unpack(skeleton: nn.Module, arrays: list[np.ndarray], devices: list[str]) -
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:
-    """Return every tensor of `net` once, in a fixed order: parameters, buffers and plain attributes."""
-    plain = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return list({id(t): t for t in (*net.parameters(), *net.buffers(), *plain)}.values())
+    """Return every tensor of `net` once, in a fixed order: parameters, buffers, and what attributes hold."""
+    held = [value for module in net.modules() for value in tree_leaves(vars(module)) if isinstance(value, Tensor)]
+    return list({id(t): t for t in (*net.parameters(), *net.buffers(), *held)}.values())
 
 
 def _like(original: Tensor, tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ._forward import ForwardPass, forward_pass
-from ._memory import is_out_of_memory
+from ._memory import PeakBytes, is_out_of_memory
 from ._outputs import cotangents
 from ._refusals import (
     refuse_batch_statistics,
@@ -20,7 +20,6 @@ from ._refusals import (
     refuse_mixing,
     refuse_mixing_of_many,
     refuse_probabilities,
-    steps,
 )
 from ._rules import LAYER_RULES, choose_rules, unused, write_gradients
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 # Rows that decide, and parameters from which on they are fewer: their gradients are held in double.
 _ROWS, _ROWS_OF_MANY, _MANY = 4, 2, 10**7
-# Steps of differentiation that may put rows in an order that depends on them.
-_ORDERINGS = ("Index", "Gather", "Scatter", "Sort", "Topk", "Flip", "Roll", "Take", "Put", "MaskedS", "RepeatI")
 _ROWS_ALONE = 16  # whose outputs, of few parameters, are compared with those of a batch: some nets mix some rows alone
 
 
@@ -40,7 +37,9 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     if not len(sample):
         raise ValueError("sample has no rows: a few rows of data decide how gradients are computed.")
     X = sample[np.linspace(0, len(sample) - 1, n_rows, dtype=int)]
-    engine.input_dtype = engine.dtype
+    # Numbers of 16 bits are no exact indices, which a net may make of its input by itself.
+    coarse = torch.finfo(engine.dtype).bits < 32
+    engine.input_dtype = torch.int64 if X.dtype.kind in "iu" and coarse else engine.dtype
     refuse_batch_statistics(engine.module)
     engine.channels_last = False
     outputs = _first_outputs(engine, X)
@@ -55,11 +54,11 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
         _compare_many(engine, sample)
     engine.rules = choose_rules(forward, [block.name for block in engine.blocks])
     by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}
-    idle = {rule.name.rpartition(".")[0] for rule in engine.rules if rule.rule == unused.__name__}
-    by_layer |= {layer for layer in idle if not forward.calls[layer]}  # that other rows may call
     engine.signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
-    engine.orders_rows = any(type(step).__name__.startswith(_ORDERINGS) for step in steps(forward.outputs))
+    of_calls = [rule.name for rule in engine.rules if rule.rule in (*LAYER_RULES, unused.__name__)]
+    engine.uses = engine.uses_of(engine.forward(X, labels), of_calls)
     engine.row_bytes, engine.label_bytes = _measured_bytes(engine, X, labels)
+    engine.transform_bytes = _transform_bytes(engine, X, labels)
     engine.rounding_error = (
         _measured_error(engine, X, labels, forward) if engine.precision in ("bfloat16", "tf32") else None
     )
@@ -74,7 +73,7 @@ def _compare_many(engine: "GradientEngine", sample: np.ndarray) -> None:
     refuse_mixing_of_many(together, torch.cat(alone), 0.1 if rounded else 1e-3)
 
 
-def _first_outputs(engine: "GradientEngine", X: np.ndarray) -> Tensor:
+def _first_outputs(engine: "GradientEngine", X: np.ndarray, tried: bool = False) -> Tensor:
     """Return the outputs of the first rows, after finding out whether the net takes numbers or indices."""
     try:
         return engine.outputs(X)
@@ -83,9 +82,9 @@ def _first_outputs(engine: "GradientEngine", X: np.ndarray) -> Tensor:
     except Exception as error:  # whatever a user's forward may raise
         if is_out_of_memory(error):
             raise
-        if X.dtype.kind in "iu" and engine.input_dtype.is_floating_point:
-            engine.input_dtype = torch.int64
-            return _first_outputs(engine, X)
+        if X.dtype.kind in "iu" and not tried:
+            engine.input_dtype = engine.dtype if engine.input_dtype == torch.int64 else torch.int64
+            return _first_outputs(engine, X, tried=True)
         way_out = f"Give it samples of the shape it was made for; they are cast to {engine.input_dtype}."
         if "same device" in str(error):
             way_out = "Keep what it makes in its forward on the device of its input, or leave `device` out."
@@ -122,7 +121,9 @@ def precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> 
 
     def run(module: nn.Module, inputs: Tensor) -> ForwardPass:
         forward, mirrored = (
-            forward_pass(engine.apply, module, layers, rows, engine.scalar, of_rows, keep_graph=rows is inputs)
+            forward_pass(
+                engine.apply, module, layers, rows, engine.scalar, of_rows, keep_graph=rows is inputs, any_order=True
+            )
             for rows, of_rows in ((inputs, labels), (inputs.flip(0), labels.flip(0)))
         )
         return forward.beside(mirrored)
@@ -150,12 +151,20 @@ def _measured_bytes(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         forward = engine.forward(X, labels)
     deltas = [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
-    # The cotangents of several scalars are joined; transforms return gradients that are then put in their place.
-    label_bytes = 2 * sum(delta.nbytes for delta in deltas) // len(X)
-    general = {rule.name for rule in engine.rules if rule.rule.endswith("_transform")}
-    label_bytes += 2 * sum(b.size for b in engine.blocks if b.name in general) * engine.feature_dtype.itemsize
-    # As much again for what is made and dropped on the way.
-    return 2 * sum(saved.values()) // len(X), label_bytes
+    # The cotangents of several scalars are joined. As much again for what is made and dropped on the way.
+    return 2 * sum(saved.values()) // len(X), 2 * sum(delta.nbytes for delta in deltas) // len(X)
+
+
+def _transform_bytes(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> int:
+    """Return the memory that `torch.func` takes for a row and one of its scalars."""
+    rules = [rule for rule in engine.rules if rule.rule.endswith("_transform")]
+    if not rules:
+        return 0
+    forward = engine.forward(X, labels).rows(slice(1))
+    place = torch.empty(1, 1, engine.n_params, dtype=engine.feature_dtype, device=engine.device)
+    with PeakBytes() as peak:
+        write_gradients(forward, rules, engine.places(place))
+    return peak.n_bytes
 
 
 def _measured_error(engine: "GradientEngine", X: np.ndarray, labels: Tensor, precise: ForwardPass) -> float:

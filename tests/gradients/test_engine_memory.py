@@ -11,6 +11,7 @@ import pytest
 import torch
 from asserts import assert_close
 from cases import BY_NAME
+from torch import nn
 
 from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, _engine, _memory
 
@@ -221,3 +222,37 @@ def test_a_pass_takes_no_more_memory_than_is_said():
     for line in run(MEASURED).splitlines():
         taken, said = map(int, line.split())
         assert said / 4 < taken < said + 150 * 2**20
+
+
+class Attends(nn.Module):
+    """Attention over many steps, whose transform holds a matrix for each pair of them."""
+
+    def __init__(self, n_labels=12):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.output = nn.Linear(8, n_labels)
+
+    def forward(self, x):
+        return self.output(self.attention(x, x, x)[0].mean(1))
+
+
+class Twice(nn.Module):
+    """A wide layer, called twice."""
+
+    def __init__(self, n_labels=12):
+        super().__init__()
+        self.wide, self.output = nn.Linear(800, 800), nn.Linear(800, n_labels)
+
+    def forward(self, x):
+        return self.output(torch.tanh(self.wide(torch.tanh(self.wide(x)))))
+
+
+@pytest.mark.parametrize(("make", "shape", "share"), [(Attends, (24, 150, 8), 0.25), (Twice, (4, 800), 0.5)])
+def test_what_torch_gives_out_stays_below_the_formula(make, shape, share, device):
+    net, X = make().eval(), np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    engine = GradientEngine(net, X[:4], "all", device)
+    assert (engine.transform_bytes > 0) == (make is Attends)
+    n_bytes = engine.memory(len(X))
+    with _memory.PeakBytes() as peak:
+        engine(X)
+    assert share * n_bytes < peak.n_bytes < n_bytes

@@ -39,8 +39,9 @@ def assert_equals_autograd(layer, inputs, k=None):
         return
     layer = layer.double()
     deltas = normal(N, k, *layer(inputs).shape[1:])
-    names = [name for name, _ in layer.named_parameters()]
-    by_transform = _layer_rules.transform(layer, names, LayerCall((inputs,), (), (True,), (0,), (deltas,)))
+    names, call = [name for name, _ in layer.named_parameters()], LayerCall((inputs,), (), (True,), (0,), (deltas,))
+    by_transform = {name: torch.empty(N, k, *layer.get_parameter(name).shape).double() for name in names}
+    _layer_rules.transform(layer, call, by_transform, at_once=1 if k == 1 else 3)  # pairs of the N k
     for name in names:
         parameter = layer.get_parameter(name)
         truth = torch.stack(

@@ -1,0 +1,99 @@
+"""The steps of differentiation behind a net's outputs: which of them use a parameter, or change the order of rows.
+
+Outputs that can be differentiated enter; what was found in their graph leaves.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+# Steps that may put rows in an order that depends on them.
+_ORDERINGS = ("Index", "Gather", "Scatter", "Sort", "Topk", "Flip", "Roll", "Take", "Put", "MaskedS", "RepeatI")
+
+
+class Survey(NamedTuple):
+    """What every pass looks for.
+
+    Parameters
+    ----------
+    uses : dict of int to int
+        By the identity of a parameter, how many steps use it.
+    orders_rows : bool
+        Whether rows may come in another order.
+    """
+
+    uses: Mapping[int, int]
+    orders_rows: bool
+
+
+def survey(outputs: Tensor) -> Survey:
+    """Return which parameters are used how often behind `outputs`, and whether rows may be put in another order."""
+    ahead, seen, orders_rows = [outputs.grad_fn], {outputs.grad_fn}, False
+    uses: dict[int, int] = {}
+    while ahead:
+        step = ahead.pop()
+        orders_rows = orders_rows or type(step).__name__.startswith(_ORDERINGS)
+        for before, _ in step.next_functions:
+            parameter = getattr(before, "variable", None)
+            if parameter is not None:
+                uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+            elif before is not None and before not in seen:
+                seen.add(before)
+                ahead.append(before)
+    return Survey(uses, orders_rows)
+
+
+class StepGraph:
+    """The steps behind outputs, each with those that come after it.
+
+    Parameters
+    ----------
+    outputs : Tensor
+    """
+
+    def __init__(self, outputs: Tensor) -> None:
+        self._after: dict[Node, list[Node]] = {}
+        for step in _before([outputs.grad_fn]):
+            for before, _ in step.next_functions:
+                if before is not None:
+                    self._after.setdefault(before, []).append(step)
+        self._leaves = {id(step.variable): step for step in self._after if hasattr(step, "variable")}
+
+    def leaves(self) -> set[int]:
+        """Return the identities of the tensors with which differentiation ends."""
+        return set(self._leaves)
+
+    def leads_past(self, parameter: Tensor, ends: Collection[Node], sources: Collection[Node]) -> bool:
+        """Return whether outputs depend on `parameter` by other steps than those of a layer, too.
+
+        Parameters
+        ----------
+        parameter : Tensor
+        ends, sources : collection of Node
+            The steps of what the layer returned, and of what it got.
+        """
+        inside, ends = _before(ends, sources), set(ends)
+        ahead = [self._leaves[id(parameter)]]
+        seen = set(ahead)
+        while ahead:
+            for after in self._after[ahead.pop()]:
+                if after not in inside:
+                    return True
+                if after not in seen and after not in ends:
+                    seen.add(after)
+                    ahead.append(after)
+        return False
+
+
+def _before(steps: Iterable[Node | None], sources: Collection[Node] = ()) -> set[Node]:
+    """Return `steps` and all that come before them in the net, up to `sources`."""
+    ahead = [step for step in steps if step is not None]
+    found = set(ahead)
+    while ahead:
+        for before, _ in ahead.pop().next_functions:
+            if before is not None and before not in found and before not in sources:
+                found.add(before)
+                ahead.append(before)
+    return found
