@@ -5,6 +5,7 @@ inner optimizer moves the coordinates; weight allocation makes weights of them.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -77,9 +78,10 @@ class PathSteps:
             self._first_chart()
         elif self._is_changed():
             self._renew()
-        gradients = self._to_coordinates()
+        gradients, resting = self._to_coordinates()
         try:
-            self._inner.step()
+            with self._at_rest(resting):
+                self._inner.step()
         except BaseException:
             self._to_weights()
             raise
@@ -115,21 +117,26 @@ class PathSteps:
     def __getstate__(self) -> dict:
         return vars(self) | {"_versions": None}  # a copy's parameters, and those that are loaded, have others
 
-    def _to_coordinates(self) -> list[tuple[Tensor, Tensor | None]]:
+    def _to_coordinates(self) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor | None]:
         """Inverse chain rule: make coordinates of weights, and of their gradients.
 
         Returns
         -------
         gradients : list of tuple
             Parameters, and the gradients that are put back afterwards.
+        resting : Tensor of shape (n_chains,) or None
+            Which chains belong to parameters without a gradient alone; None if none does.
         """
         gradients: list[tuple[Tensor, Tensor | None]] = [(coordinates, None) for coordinates in self._chains]
         shares = [self._like]  # w dL/dw: of single weights, and summed up over those that a ratio divides
+        missing = []
         for name, index in self._chart.following.items():
             gradient = self._parameters[name].grad
+            missing.append(gradient is None)
             shares.append(self._like.new_zeros(len(index[0])) if gradient is None else gradient[index])
         for (parameter, chain, _, to_value), factor in zip(self._coordinates, self._factors, strict=True):
             gradient = parameter.grad
+            missing.append(gradient is None)
             if gradient is None:
                 shares.append(self._like.new_zeros(chain.numel()))
                 parameter.mul_(factor)
@@ -147,7 +154,30 @@ class PathSteps:
             of_chains += 2 * self._penalty * (self._ratio[:-1] * self._chart.value) ** 2
         for coordinates, part in zip(self._chains, self._parts(of_chains.div_(self._at)), strict=True):
             coordinates.grad = part
-        return gradients
+        return gradients, self._resting([len(share) for share in shares[1:]], missing) if any(missing) else None
+
+    def _resting(self, sizes: list[int], missing: list[bool]) -> Tensor:
+        given = torch.tensor(missing, device=self._like.device).logical_not_()
+        given = given.repeat_interleave(torch.tensor(sizes, device=self._like.device)).to(self._like.dtype)
+        return torch.zeros_like(self._ratio).index_add_(0, self._gains, given)[:-1] == 0
+
+    @contextmanager
+    def _at_rest(self, resting: Tensor | None) -> Iterator[None]:
+        """Keep the inner optimizer from some chains, as it leaves parameters without a gradient alone."""
+        kept, new = [], []
+        for coordinates, part in zip(self._chains, () if resting is None else self._parts(resting)):
+            state = self._inner.state.get(coordinates, {})
+            of_entries = [value for value in state.values() if isinstance(value, Tensor) and value.shape == part.shape]
+            if part.all():
+                coordinates.grad = None
+            else:
+                kept += [(tensor, part, tensor.clone()) for tensor in (coordinates, *of_entries)]
+                new += [] if state else [(coordinates, part)]
+        yield
+        for tensor, part, before in kept:
+            torch.where(part, before, tensor, out=tensor)
+        for coordinates, part in new:
+            clear_state(self._inner, coordinates, (part,))
 
     def _to_weights(self) -> None:
         """Weight allocation."""

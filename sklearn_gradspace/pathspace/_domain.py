@@ -113,6 +113,7 @@ class GraphDomain:
         # A shared parameter goes by its first name.
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._named = dict(module.named_parameters(remove_duplicate=False))
+        self._buffers = {id(buffer): name for name, buffer in module.named_buffers()}
 
     def weighted(self, where: str, layer: nn.Module, geometry: Geometry, columns: Tensor) -> Tensor:
         written = self.units.new(where, geometry.n_out)
@@ -127,9 +128,9 @@ class GraphDomain:
         if before is not entries:  # running statistics cannot follow two inputs
             self._pin(torch.cat([before, entries]), where, "it is called once more")
         elif entries.any():
-            if layer.running_mean is not None:
-                self.statistics[f"{where}.running_mean"] = entries, 1
-                self.statistics[f"{where}.running_var"] = entries, 2
+            for name, power in (("running_mean", 1), ("running_var", 2)):
+                if (buffer := getattr(layer, name)) is not None:
+                    self._follow(where, name, buffer, entries, power)
             if layer.eps > _NO_EPS:
                 self.approximate.update(entries.tolist())
         if layer.weight is None:
@@ -139,6 +140,13 @@ class GraphDomain:
         if layer.bias is not None:
             self._record(where, layer.bias, Edges(written, self.fill.expand(1), constant=True))
         return written
+
+    def _follow(self, where: str, name: str, buffer: Tensor, entries: Tensor, power: int) -> None:
+        first = self._buffers.setdefault(id(buffer), f"{where}.{name}")
+        if first in self.statistics:
+            self._pin(torch.cat([self.statistics[first][0], entries]), where, f"it uses {first} as well")
+        else:
+            self.statistics[first] = entries, power
 
     def merged(self, first: Tensor, second: Tensor) -> Tensor:
         if not (first.any() and second.any()):
@@ -160,7 +168,9 @@ class GraphDomain:
             self._pin(ids, where, reason, always=own)
 
     def pin_parameters(self, names: set[str]) -> None:
-        """Pin the units of parameters that something else than their layer uses, alone or as well."""
+        """Pin the units of parameters and statistics that something else than their layer uses, alone or as well."""
+        for name in sorted(names & self.statistics.keys()):
+            self._pin(self.statistics[name][0], name, "it is used outside of its batch norm as well")
         for name in sorted(names & self._named.keys()):
             first = self._names[id(self._named[name])]
             if first in self.edges:

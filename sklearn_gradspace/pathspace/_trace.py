@@ -28,6 +28,8 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def call_module(self, m, forward, args, kwargs):
+        if isinstance(m, torch._dynamo.OptimizedModule):
+            return m._orig_mod(*args, **kwargs)
         before = len(self.graph.nodes)
         try:
             return super().call_module(m, forward, args, kwargs)
@@ -57,9 +59,13 @@ def was_replaced(module: nn.Module) -> bool:
 
 @contextmanager
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Undo what is written to attributes and buffers: by a forward that keeps something, or counts, or by torch.fx."""
+    """Undo what is written to attributes and buffers: by a forward that keeps something, or counts, or by torch.fx.
+
+    As long as the context lasts no part is compiled.
+    """
     before = [(part, dict(vars(part))) for part in module.modules()]
     for part, attributes in before:
+        vars(part).pop("_compiled_call_impl", None)
         vars(part)["_buffers"] = {name: b if b is None else b.clone() for name, b in attributes["_buffers"].items()}
     try:
         yield

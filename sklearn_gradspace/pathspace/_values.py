@@ -150,6 +150,8 @@ class Value:
             known = self.doubt is None or self.doubt.width is None
             return self if known else replace(self, doubt=replace(self.doubt, width=1))
         last = end == -1 or (self.ndim is not None and end == self.ndim - 1)
+        if last and start == 1 and self.positions == 1 and not self.flat:
+            return replace(self, axis=-1, ndim=2)
         if last and start == 1:
             kind, pieces = ("repeat", self.pieces) if self.axis == 1 else ("tile", (self.channels,))
             return replace(self, pieces=pieces, axis=-1, ndim=2, flat=((kind, self.positions),) * len(pieces))
@@ -180,7 +182,16 @@ class Value:
         entries = self.channels
         certain = dim == -1 and self.ndim is None
         whole = self if certain else self.as_matrix(entries, len(entries))
-        return tuple(replace(whole, pieces=(part,)) for part in parts(entries))
+        found = tuple(replace(whole, pieces=(part,)) for part in parts(entries))
+        if dim != -1 or not whole.doubt or whole.doubt.width is None:
+            return found
+        try:  # what becomes of the last axis if it is no matrix
+            widths = [len(part) for part in parts(torch.arange(whole.doubt.width))]
+        except OtherAxis:
+            return tuple(replace(part, doubt=None) for part in found)
+        if len(widths) != len(found):
+            raise OtherAxis("it may be sequences, of which it takes another number of parts")
+        return tuple(replace(part, doubt=replace(part.doubt, width=width)) for part, width in zip(found, widths))
 
 
 def common_rows(values) -> object:

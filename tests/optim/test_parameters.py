@@ -158,6 +158,40 @@ def test_parameters_without_gradients(inner, method):
             assert_close(net(X), expected)
 
 
+class Towers(nn.Module):
+    """Two nets beside each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = mlp(4, 6, 5, 3), mlp(4, 6, 5, 3)
+
+    def forward(self, x):
+        return torch.cat([self.one(x), self.other(x)], 1)
+
+
+@every_method
+@every_inner
+@pytest.mark.parametrize("n_before", [0, 3])
+def test_units_without_gradients_rest(n_before, inner, method):
+    """As torch leaves parameters alone that have no gradient: no decay, and no momentum."""
+    net, (X, y) = Towers().double(), data(BY_NAME["mlp"])
+    optimizer = build(net, method, inner, lr=0.01, weight_decay=0.1, chart_every=2)
+    train(net, optimizer, X, y, n_before)
+    expected = net.other(X).detach()
+    for _ in range(10):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net.one(X), y).backward()
+        optimizer.step()
+    assert_close(net.other(X), expected)
+    before = net(X).detach()
+    for _ in range(10):
+        optimizer.zero_grad()
+        optimizer.step()
+    assert_close(net(X), before)
+    train(net, optimizer, X, y, 1)
+    assert net(X).isfinite().all() and not torch.allclose(net.other(X), expected)
+
+
 @every_method
 def test_no_gradient_at_all(method):
     _, net, X, y = small()

@@ -6,6 +6,7 @@ import math
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from asserts import assert_close, random_state_untouched, untouched
 from pathspace.cases import BY_NAME, CASES, PINNED, SUPPORTED
 from pathspace.nets import Net, mlp
@@ -227,6 +228,86 @@ def test_a_compiled_or_parallel_net_is_looked_into():
     for wrapper in (torch.compile(net, backend="eager"), nn.DataParallel(net)):
         graph = scale_graph(wrapper)
         assert graph.module is net and graph.n_units == 4
+
+
+@pytest.mark.parametrize("by", ["wrapper", "method"])
+def test_compiled_parts_are_looked_into(by):
+    net = nn.Sequential(mlp(3, 4, 5), nn.ReLU(), nn.Linear(5, 2))
+    if by == "wrapper":
+        net[0] = torch.compile(net[0], backend="eager")
+    else:
+        net[0].compile(backend="eager")
+    compiled = net[0]._compiled_call_impl
+    graph = scale_graph(net)
+    assert graph.n_units == 9 and not graph.pinned
+    assert net[0]._compiled_call_impl is compiled
+
+
+class TokensCut(nn.Module):
+    """Tokens lose some of their number, and then some of their features; or a matrix all of its columns so."""
+
+    def __init__(self, cut):
+        super().__init__()
+        self.first, self.second, self._cut = nn.Linear(3, 8), nn.Linear(4, 2), cut
+
+    def forward(self, x):
+        return self.second(self._cut(self.first(x).relu()))
+
+
+@pytest.mark.parametrize(
+    ("cut", "n_units"),
+    [
+        (lambda h: h[:, 1:].chunk(2, -1)[0], 0),
+        (lambda h: h[:, 2:].split(4, dim=-1)[0], 0),
+        (lambda h: h[:, 1:].split([4, 3], -1)[0], 8),  # which eight features of a token are not
+    ],
+)
+def test_features_cut_behind_tokens(cut, n_units):
+    graph = scale_graph(TokensCut(cut))
+    assert graph.n_units == n_units and bool(graph.pinned) == (n_units == 0)
+
+
+class Normalised(nn.Module):
+    """A batch norm, whose running statistics something else reads as well."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(3, 4), nn.BatchNorm1d(4, eps=1e-38), nn.Linear(4, 4)
+        self.again, self.last, self._other = nn.BatchNorm1d(4, eps=1e-38), nn.Linear(4, 2), other
+
+    def forward(self, x):
+        h = self.again(self.second(self.norm(self.first(x)).relu())).relu()
+        more = F.batch_norm(x.tile(1, 2)[:, :4], self.norm.running_mean, self.norm.running_var) if self._other else 0
+        return torch.cat([self.last(h), more], 1) if self._other else self.last(h)
+
+
+@pytest.mark.parametrize(("other", "n_units"), [(True, 12), (False, 8)])
+def test_running_statistics_that_something_else_reads_pin(other, n_units):
+    """Filters in front keep their scales; the units behind the batch norms do not have to."""
+    net, X = Normalised(other).double().eval(), torch.randn(5, 3, dtype=torch.float64)
+    net.norm.running_mean.uniform_(1, 2)
+    if not other:
+        net.again.running_mean, net.again.running_var = net.norm.running_mean, net.norm.running_var
+    graph, expected = scale_graph(net), net(X)
+    assert graph.n_units == n_units and any("norm.running_mean" in (*pin,)[0] + pin.reason for pin in graph.pinned)
+    assert_close(rescale(net, torch.linspace(0.5, 2, n_units), graph)(X), expected)
+
+
+def test_pooled_to_one_position_channels_are_columns():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.pool, self.b = nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(72, 4)
+            self.left, self.right = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            left, right = (self.pool(self.a(x).relu()).flatten(1) + self.b(x.flatten(1)).relu()).chunk(2, 1)
+            return self.left(left) + self.right(right)
+
+    net, X = Pooled().double(), torch.randn(5, 2, 6, 6, dtype=torch.float64)
+    graph, expected = scale_graph(net), net(X)
+    assert graph.n_units == 4
+    assert_close(rescale(net, [0.5, 2, 3, 4], graph)(X), expected)
 
 
 def test_hooks_pin():
