@@ -561,7 +561,7 @@ def test_outputs_that_are_not_finite_name_the_rows(net, X):
     bad[[2, 5], 0] = -1
     featurizer = GradientFeaturizer(Logarithm(), output="dense")
     for compute in (featurizer.fit(good).transform, featurizer.fit):
-        with pytest.raises(ValueError, match=r"NaN or infinity for rows \[2, 5\] of the batch"):
+        with pytest.raises(ValueError, match=r"NaN or infinity for rows \[2, 5\]: its gradients"):
             compute(bad)
 
 

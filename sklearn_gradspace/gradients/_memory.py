@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ._outputs import counted_from
 from ._user import warn_user
 
 Result = TypeVar("Result")
@@ -143,9 +144,10 @@ class RowLimit:
         while start < n:
             size = min(n, most or n, self.rows)
             try:
-                for rows, result in compute(slice(start, min(start + size, n))):
-                    yield slice(start, start + rows), result
-                    start += rows
+                with counted_from(start):
+                    for rows, result in compute(slice(start, min(start + size, n))):
+                        yield slice(start, start + rows), result
+                        start += rows
                 continue
             except Exception as error:
                 if not is_out_of_memory(error):

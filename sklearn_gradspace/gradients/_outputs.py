@@ -4,7 +4,8 @@ Whatever a net returns enters; it leaves as a checked table of outputs, or as th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +34,39 @@ def as_table(returned: object, n: int) -> Tensor:
     return returned
 
 
+class NotFiniteError(ValueError):
+    """Outputs are not finite.
+
+    Parameters
+    ----------
+    rows : list of int
+        Numbers of the rows whose outputs are not.
+    """
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+    def __str__(self) -> str:
+        return f"net returns NaN or infinity for rows {self.rows[:10]}: its gradients mean nothing."
+
+
+@contextmanager
+def counted_from(start: int) -> Iterator[None]:
+    """Count the rows of errors from the beginning of an array of which row `start` was the first that was looked at."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError([start + row for row in error.rows]) from None
+
+
 def check_finite(outputs: Tensor) -> Tensor:
     """Return `outputs`, or name the rows that are not finite."""
     if math.isfinite(outputs.sum().item()):  # which may overflow, but is quick
         return outputs
     finite = torch.isfinite(outputs)
     if not finite.all():
-        rows = (~finite.all(1)).nonzero().flatten().tolist()
-        raise ValueError(f"net returns NaN or infinity for rows {rows[:10]} of the batch: its gradients mean nothing.")
+        raise NotFiniteError((~finite.all(1)).nonzero().flatten().tolist())
     return outputs
 
 

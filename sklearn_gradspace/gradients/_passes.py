@@ -4,11 +4,15 @@ A function and an array enter; its results leave in order. joblib runs the jobs,
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import starmap
 from typing import TypeVar
 
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
+
+from ._outputs import counted_from
 
 Result = TypeVar("Result")
 
@@ -40,12 +44,19 @@ def over_batches(
         What the bar says.
     """
     n_batches = -(-len(array) // array.features.batch_size)
+    tasks = zip(range(0, len(array), array.features.batch_size), array.batches())
     if n_batches == 1 or _n_jobs(n_jobs) == 1:
-        results = map(function, array.batches())
+        results = starmap(partial(_at_row, function), tasks)
     else:
-        tasks = (delayed(function)(batch) for batch in array.batches())
-        results = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(tasks)
+        results = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
+            starmap(delayed(partial(_at_row, function)), tasks)
+        )
     yield from tqdm(results, total=n_batches, desc=what, disable=not verbose)
+
+
+def _at_row(function: Callable[..., Result], start: int, batch) -> Result:
+    with counted_from(start):
+        return function(batch)
 
 
 def _n_jobs(n_jobs: int | None) -> int:

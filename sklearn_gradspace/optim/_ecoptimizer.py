@@ -261,6 +261,8 @@ class ECOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict:
         """Return the optimizer's state, with which training goes on bit by bit as if it had not been interrupted.
 
+        Of torch's NAdam in double precision that is not so: it reads a part of its own state in single precision.
+
         Returns
         -------
         state : dict

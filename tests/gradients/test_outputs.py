@@ -138,7 +138,7 @@ def test_rows_that_are_not_finite_are_named(value):
     outputs = outputs_of(3)
     assert check_finite(outputs) is outputs
     outputs[[1, 4], [0, 2]] = value
-    with pytest.raises(ValueError, match=r"NaN or infinity for rows \[1, 4\] of the batch"):
+    with pytest.raises(ValueError, match=r"NaN or infinity for rows \[1, 4\]: its gradients"):
         check_finite(outputs)
 
 

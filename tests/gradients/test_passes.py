@@ -1,9 +1,13 @@
 """A pass over batches gives their results in order, by one job or more."""
 
+import re
+
 import numpy as np
 import pytest
 from cases import BY_NAME
+from torch import nn
 
+from sklearn_gradspace import GradientFeaturizer
 from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, over_batches
 from sklearn_gradspace.gradients._passes import slices
 
@@ -55,7 +59,7 @@ def test_one_job_computes_when_it_is_asked(device):
 def test_errors_arrive(n_jobs, device):
     array = make_array("linear", device)
     array.X[7, 0] = np.nan
-    with pytest.raises(ValueError, match=r"rows \[1\] of the batch"):
+    with pytest.raises(ValueError, match=r"rows \[7\]: its gradients"):
         array.toarray(n_jobs=n_jobs)
 
 
@@ -69,3 +73,28 @@ def test_the_bar_shows_only_if_asked(verbose, device, capfd):
 
 def test_no_rows_no_batches(device):
     assert list(over_batches(len, make_array("linear", device)[:0])) == []
+
+
+class Overflows(nn.Module):
+    """The logits of large rows are infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) / (x.abs().amax(1, keepdim=True) < 10)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("batch_size", [5, 100])
+def test_rows_that_are_not_finite_are_counted_from_the_first_of_all(batch_size, n_jobs, device):
+    X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    array = GradientFeaturizer(Overflows(), batch_size=batch_size, device=device).fit(X).transform(X)
+    X[[23, 24, 31]] = 20
+    wrong = [23, 24] if batch_size == 5 else [23, 24, 31]
+    array = GradientArray(array.features, X)
+    with pytest.raises(ValueError, match=re.escape(f"infinity for rows {wrong}: its")):
+        list(over_batches(lambda batch: batch.view(), array, n_jobs=n_jobs))
+    with pytest.raises(ValueError, match=re.escape(f"infinity for rows {wrong}: its")):
+        array.features.engine(X, batch_size=batch_size)
