@@ -44,8 +44,8 @@ class Sizes:
 
 
 SIZES = {
-    "cpu": Sizes((25, 100), 25, (25,), ((ONE, 4), (SELECTED, 2))),
-    "cuda": Sizes((256, 1024), 256, (256, 1024), ((ONE, 32), (SELECTED, 32))),
+    "cpu": Sizes((25, 100), 25, (25,), ((ONE, 4), (SELECTED, 2), (ALL, 1))),
+    "cuda": Sizes((256, 1024), 256, (256, 1024), ((ONE, 32), (SELECTED, 32), (ALL, 4))),
 }
 QUICK = Sizes((4,), 2, (4,), ((ONE, 2),))
 

@@ -2,6 +2,7 @@
 
 import re
 from contextlib import contextmanager
+from threading import Lock
 from unittest.mock import patch
 
 import numpy as np
@@ -44,6 +45,14 @@ class NoHalf(nn.Module):
         if x.dtype == torch.float16:
             raise RuntimeError("\"addmm_impl\" not implemented for 'Half'")
         return self.linear(x)
+
+
+class Locked(nn.Identity):
+    """A layer that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = Lock()
 
 
 class Untraceable(MLP):
@@ -128,6 +137,7 @@ _MADE = {
     "net_of_seven_features": lambda s: MLP(7, 3),
     "net_with_softmax": lambda s: nn.Sequential(s["net"], nn.Softmax(-1)),
     "net_with_sigmoid": lambda s: nn.Sequential(MLP(6, 1), nn.Sigmoid()),
+    "net_with_lock": lambda s: nn.Sequential(nn.Linear(6, 3), Locked()),
     "lazy_net": lambda s: nn.Sequential(nn.LazyLinear(3)),
     "half_net": lambda s: NoHalf().half(),
     "index_net": lambda s: nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(12, 3)),

@@ -150,7 +150,7 @@ SCALARS = tuple(_SCALARS)
 def _of_function(scalar: Callable[[Tensor], Tensor], outputs: Tensor, labels: Tensor | None) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         outputs = outputs.clone().requires_grad_()
-        values = called("scalar", scalar, outputs)
+        values = called("scalar", scalar, outputs.clone())  # it may write over what it gets
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if isinstance(values, Tensor) and values.shape == (len(outputs),):
             values = values.unsqueeze(1)

@@ -73,7 +73,7 @@ def ends_with_sigmoid(module: nn.Module, outputs: Tensor) -> bool:
 @torch.no_grad()
 def refuse_mixing(forward: ForwardPass, scalar: Scalar) -> None:
     """Refuse a net, or a scalar, that makes something else of a row when it comes alone."""
-    values = scalar if callable(scalar) else partial(cotangents, scalar)
+    values = (lambda z: scalar(z.clone())) if callable(scalar) else partial(cotangents, scalar)
     scalars = values(forward.outputs.detach())
     for row in range(len(forward.inputs)):
         together, alone = forward.outputs[row], forward.apply(forward.module, forward.inputs[row : row + 1].clone())[0]

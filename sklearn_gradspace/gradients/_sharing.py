@@ -30,7 +30,23 @@ def shared_copy(net: nn.Module, device: torch.device | str | None = None) -> nn.
             id(t): t if t.grad_fn is not None else _like(t, _alias(t, id(t) in renormed).to(device))
             for t in _tensors(net)
         }
-        return _differentiable(copy.deepcopy(net, memo).eval())
+        try:
+            return _differentiable(copy.deepcopy(net, memo).eval())
+        except (TypeError, RuntimeError) as error:
+            raise TypeError(
+                f"net cannot be copied{_where_copies_fail(net, memo)}: {error}. Make such objects in its forward, or "
+                "give them a __deepcopy__."
+            ) from error
+
+
+def _where_copies_fail(net: nn.Module, memo: dict) -> str:
+    for path, module in net.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(value, dict(memo)) if name != "_modules" else None
+            except (TypeError, RuntimeError):
+                return f", for {'.'.join(filter(None, (path, name)))}"
+    return ""
 
 
 def _differentiable(module: nn.Module) -> nn.Module:

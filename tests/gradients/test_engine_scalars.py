@@ -115,3 +115,12 @@ def test_far_outputs_keep_their_gradients_finite(scalar, device):
         net[-1].weight.mul_(1e4)
     X = np.random.default_rng(0).normal(size=(4, 6))
     assert GradientEngine(net, X, "all", device, scalar=scalar)(X).isfinite().all()
+
+
+def test_a_scalar_may_write_over_what_it_gets(device):
+    case = BY_NAME["mlp of two layers"]
+    found, expected = (
+        GradientEngine(case.net(), case.X, "all", device, scalar=scalar)(case.X)
+        for scalar in (lambda outputs: outputs.mul_(2).exp_(), lambda outputs: (2 * outputs).exp())
+    )
+    assert_close(found, expected)
