@@ -20,7 +20,7 @@ from ._parameter_checks import check_flags
 from ._rows import RowDataset, WeightedRows, as_array, check_sample_shape
 from ._skorch_sklearn import SklearnNetMixin
 from ._training_checks import check_trained, check_training_parameters, told
-from .gradients import is_out_of_memory, to_device
+from .gradients import counted_from, is_out_of_memory, to_device
 
 
 def is_skorchs_own(X) -> bool:
@@ -239,6 +239,31 @@ class NetEstimator(CallbacksMixin, SklearnNetMixin):
     def _constant_loss(self, X, y) -> float | None:
         """Return the training loss of the best constant prediction, or None where that is not known."""
         return None
+
+    def forward_iter(self, X, training=False, device="cpu"):
+        """Yield the module's outputs batch by batch; errors count rows from the first of all.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples.
+        training : bool, default=False
+            Whether the module is in training mode.
+        device : str, default="cpu"
+            Where the outputs are moved to.
+
+        Yields
+        ------
+        outputs : Tensor
+            Those of a batch.
+        """
+        start, batches = 0, super().forward_iter(X, training=training, device=device)
+        while True:
+            with counted_from(start):
+                if (outputs := next(batches, None)) is None:
+                    return
+            yield outputs
+            start += len(outputs[0] if isinstance(outputs, tuple) else outputs)
 
     def _check_module_stays(self) -> None:
         """Raise ValueError where a parameter was changed that the module, which is trained on, was made with."""

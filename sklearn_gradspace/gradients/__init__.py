@@ -17,7 +17,16 @@ from ._memmap import GradientMemmap, to_memmap
 from ._memory import free_bytes, is_out_of_memory, require_memory
 from ._moments import ScoreMoments
 from ._names import by_torchs_names, masked_weight, owner, plain_name
-from ._outputs import SCALARS, as_table, check_finite, label_probabilities, predicted_labels, two_logits
+from ._outputs import (
+    SCALARS,
+    NotFiniteError,
+    as_table,
+    check_finite,
+    counted_from,
+    label_probabilities,
+    predicted_labels,
+    two_logits,
+)
 from ._passes import over_batches, progress
 from ._projection import Projection
 from ._refusals import ends_with_sigmoid, refuse_probabilities
@@ -47,6 +56,7 @@ __all__ = [
     "GradientMemmap",
     "GradientTile",
     "KernelRidge",
+    "NotFiniteError",
     "NotPositiveDefiniteError",
     "ParameterRule",
     "Projection",
@@ -63,6 +73,7 @@ __all__ = [
     "check_device",
     "check_finite",
     "check_gradients",
+    "counted_from",
     "ends_with_sigmoid",
     "free_bytes",
     "guard_group_norms",

@@ -76,6 +76,8 @@ class GradientEngine:
         How the gradients of each parameter are computed, and why so.
     row_bytes, label_bytes : int
         Memory that a row takes in a pass, and what each of its scalars adds, without the gradients themselves.
+    uses : dict of str to int
+        By how many steps of differentiation each parameter is used that has a rule of its layer, or is not used.
     transform_bytes : int
         Memory that `torch.func` takes for a row and one of its scalars; 0 where no parameter needs it.
     rounding_error : float or None
@@ -148,8 +150,8 @@ class GradientEngine:
         self._local, self._module = local(), self.copy_of_net()
         if self.precision not in (None, "tf32"):
             self._module.to(getattr(torch, self.precision))
-        self.device = self._module.get_parameter(self.blocks[0].name).device
-        self.dtype = next(p.dtype for p in self._module.parameters() if p.is_floating_point())
+        first = self._module.get_parameter(self.blocks[0].name)
+        self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self.output)
         self.row_limit = RowLimit(self.device)
 

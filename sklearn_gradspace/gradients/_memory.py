@@ -80,19 +80,19 @@ class PeakBytes(TorchDispatchMode):
         self._held: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        returned = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(returned):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+        kwargs = kwargs or {}
+        self._count((args, kwargs), 0)  # what was there before
+        returned = func(*args, **kwargs)
+        self._count(returned, 1)
         return returned
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        address, n_bytes = storage._cdata, storage.nbytes()
-        if address not in self._held:
-            self._held[address] = n_bytes
-            self._now += n_bytes
-            self.n_bytes = max(self.n_bytes, self._now)
-            weakref.finalize(storage, self._drop, address)
+    def _count(self, tensors, factor: int) -> None:
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self._held:
+                self._held[storage._cdata] = factor * storage.nbytes()
+                self._now += factor * storage.nbytes()
+                self.n_bytes = max(self.n_bytes, self._now)
+                weakref.finalize(storage, self._drop, storage._cdata)
 
     def _drop(self, address: int) -> None:
         self._now -= self._held.pop(address)

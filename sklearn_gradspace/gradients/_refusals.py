@@ -3,6 +3,7 @@
 A net, some rows and what it returned for them enter; nothing leaves, or an error that says what to do.
 """
 
+from collections.abc import Collection
 from functools import partial
 
 import torch
@@ -11,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._forward import ForwardPass, hooked, leaves
 from ._outputs import Scalar, cotangents
-from ._steps import StepGraph
 
 # Steps of differentiation behind which outputs are the same numbers in another form.
 _RESHAPES = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "ToCopy")
@@ -32,10 +32,9 @@ def refuse_batch_statistics(module: nn.Module) -> None:
             )
 
 
-def refuse_foreign_parameters(net: nn.Module, outputs: Tensor) -> None:
-    """Refuse outputs of a copy of `net` that come from parameters of `net` itself."""
-    leaves = StepGraph(outputs).leaves()
-    found = [name for name, parameter in net.named_parameters() if id(parameter) in leaves]
+def refuse_foreign_parameters(net: nn.Module, uses: Collection[int]) -> None:
+    """Refuse outputs of a copy of `net` if they come from parameters of `net` itself; `uses` are identities."""
+    found = [name for name, parameter in net.named_parameters() if id(parameter) in uses]
     if found:
         raise ValueError(
             f"net's forward holds on to {', '.join(found)} from outside of its modules, which a copy of net does not "

@@ -22,7 +22,8 @@ Gradients = dict[str, Tensor]
 Rule = Callable[[ForwardPass, Gradients], None]
 
 _TRUTH_BYTES = 2**26  # gradients that are compared with autograd's at a time
-AGAIN_BYTES = 2**24  # gradients of a layer's second call, and those that follow, that are added at a time
+_AGAIN_BYTES = 2**24  # gradients of a layer's second call, and those that follow, that are added at a time
+_NOT_ALL = "its layer's own gradient is not the whole of it"
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,6 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
     return EngineReport(chosen[name] for name in names)
 
 
-_NOT_ALL = "its layer's own gradient is not the whole of it"
-
-
 def _rule_of_layer(forward: ForwardPass, name: str, graph: StepGraph) -> tuple[Rule | None, str]:
     layer_name = forward.layer_of(name)
     layer, calls = forward.module.get_submodule(layer_name), forward.calls[layer_name]
@@ -187,8 +185,8 @@ def _rule_of_layer(forward: ForwardPass, name: str, graph: StepGraph) -> tuple[R
     if not all(call.is_intact for call in calls):
         return None, "something writes over its layer's input"
     # It may be more only for other rows, or for scalars that are not tried: the steps tell.
-    ends = [edge.node for call in calls for edge in call.edges]
-    if graph.leads_past(forward.module.get_parameter(name), ends, {step for call in calls for step in call.sources}):
+    steps = [([edge.node for edge in call.edges], call.sources) for call in calls]
+    if graph.leads_past(forward.module.get_parameter(name), steps):
         return None, _NOT_ALL
     exact = _layer_rules.exact_rule(layer) and _own_name(name, layer_name) in ("weight", "bias")
     if exact and all(call.maps_rows for call in calls):
@@ -267,8 +265,8 @@ def _by_layer(forward: ForwardPass, out: Gradients, write: Callable) -> None:
     for layer, own in by_layer.items():
         module, (first, *others) = forward.module.get_submodule(layer), forward.calls[layer]
         write(module, first, own)
-        n_bytes = sum(place[:, 0].nbytes for place in own.values())
-        for call, scalars in product(others, slices(forward.cotangents.shape[1], max(1, AGAIN_BYTES // n_bytes))):
+        step = _AGAIN_BYTES // max(1, sum(place[:, 0].nbytes for place in own.values()))
+        for call, scalars in product(others, slices(forward.cotangents.shape[1], max(1, step))):
             more = {name: torch.empty_like(place[:, scalars]) for name, place in own.items()}
             write(module, call.scalars(scalars), more)
             for name, place in own.items():

@@ -43,14 +43,17 @@ def _where_copies_fail(net: nn.Module, memo: dict) -> str:
     for path, module in net.named_modules():
         for name, value in vars(module).items():
             try:
-                copy.deepcopy(value, dict(memo)) if name != "_modules" else None
+                if name != "_modules":
+                    copy.deepcopy(value, dict(memo))
             except (TypeError, RuntimeError):
                 return f", for {'.'.join(filter(None, (path, name)))}"
     return ""
 
 
 def _differentiable(module: nn.Module) -> nn.Module:
-    """Return the module with its layers set so that each has a backward pass in evaluation mode; the function stays.
+    """Return the module with its layers set so that each has a backward pass in evaluation mode.
+
+    The function stays what it is with gradients on: without them torch makes zeros of padded positions.
 
     On CUDA devices cuDNN keeps nothing of what that of recurrent layers needs, and raises: they are in training mode,
     without dropout. Encoders with frozen weights would make nested tensors of padded sequences, which have none.
@@ -130,15 +133,24 @@ def _unpack(skeleton: nn.Module, arrays: list[np.ndarray], devices: list[str]) -
     on = {device: usable(device) for device in devices}
     memo = {
         id(t): _like(t, _from_bytes(array, t).to(on[device]))
-        for t, array, device in zip(_tensors(skeleton), arrays, devices)
+        # Files of older versions have tensors in lists as they are.
+        for t, array, device in zip((t for t in _tensors(skeleton) if t.is_meta), arrays, devices, strict=True)
     }
     return copy.deepcopy(skeleton, memo)
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:
     """Return every tensor of `net` once, in a fixed order: parameters, buffers, and what attributes hold."""
-    held = [value for module in net.modules() for value in tree_leaves(vars(module)) if isinstance(value, Tensor)]
+    held = [value for module in net.modules() for value in _held(vars(module))]
+    held = [value for value in held if isinstance(value, Tensor) and value.layout == torch.strided]
     return list({id(t): t for t in (*net.parameters(), *net.buffers(), *held)}.values())
+
+
+def _held(attributes: dict) -> list:
+    try:
+        return tree_leaves(attributes)
+    except RecursionError:  # something holds itself
+        return list(attributes.values())
 
 
 def _like(original: Tensor, tensor: Tensor) -> Tensor:

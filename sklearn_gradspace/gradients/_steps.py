@@ -3,7 +3,7 @@
 Outputs that can be differentiated enter; what was found in their graph leaves.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -61,20 +61,17 @@ class StepGraph:
                     self._after.setdefault(before, []).append(step)
         self._leaves = {id(step.variable): step for step in self._after if hasattr(step, "variable")}
 
-    def leaves(self) -> set[int]:
-        """Return the identities of the tensors with which differentiation ends."""
-        return set(self._leaves)
-
-    def leads_past(self, parameter: Tensor, ends: Collection[Node], sources: Collection[Node]) -> bool:
+    def leads_past(self, parameter: Tensor, calls: Sequence[tuple[Collection[Node], Collection[Node]]]) -> bool:
         """Return whether outputs depend on `parameter` by other steps than those of a layer, too.
 
         Parameters
         ----------
         parameter : Tensor
-        ends, sources : collection of Node
-            The steps of what the layer returned, and of what it got.
+        calls : sequence of (collection of Node, collection of Node)
+            The steps of what the layer returned in each of its calls, and of what it got.
         """
-        inside, ends = _before(ends, sources), set(ends)
+        ends = {step for of_call, _ in calls for step in of_call}
+        inside = {step for of_call, sources in calls for step in _before(set(of_call).difference(sources), sources)}
         ahead = [self._leaves[id(parameter)]]
         seen = set(ahead)
         while ahead:

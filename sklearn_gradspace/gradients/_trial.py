@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ._forward import ForwardPass, forward_pass
 from ._memory import PeakBytes, is_out_of_memory
-from ._outputs import cotangents
+from ._outputs import NotFiniteError, cotangents
 from ._refusals import (
     refuse_batch_statistics,
     refuse_foreign_parameters,
@@ -36,18 +36,19 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     n_rows = _ROWS if engine.n_params < _MANY else _ROWS_OF_MANY
     if not len(sample):
         raise ValueError("sample has no rows: a few rows of data decide how gradients are computed.")
-    X = sample[np.linspace(0, len(sample) - 1, n_rows, dtype=int)]
-    # Numbers of 16 bits are no exact indices, which a net may make of its input by itself.
-    coarse = torch.finfo(engine.dtype).bits < 32
-    engine.input_dtype = torch.int64 if X.dtype.kind in "iu" and coarse else engine.dtype
+    chosen = np.linspace(0, len(sample) - 1, n_rows, dtype=int)
+    X = sample[chosen]
     refuse_batch_statistics(engine.module)
     engine.channels_last = False
-    outputs = _first_outputs(engine, X)
+    try:
+        outputs = _first_outputs(engine, X)
+    except NotFiniteError as error:
+        raise NotFiniteError(sorted({int(chosen[row]) for row in error.rows})) from None
     engine.channels_last = _may_be_channels_last(engine, X, outputs)
     engine.n_labels = cotangents(engine.scalar, outputs).shape[1]
     labels = torch.arange(len(X), device=engine.device) % engine.n_labels
     forward = precise_forward(engine, X, labels)
-    refuse_foreign_parameters(engine.net, forward.outputs)
+    refuse_foreign_parameters(engine.net, forward.uses)
     refuse_probabilities(engine.module, forward.outputs, engine.scalar)
     refuse_mixing(forward, engine.scalar)
     if engine.n_params < _MANY:
@@ -73,27 +74,31 @@ def _compare_many(engine: "GradientEngine", sample: np.ndarray) -> None:
     refuse_mixing_of_many(together, torch.cat(alone), 0.1 if rounded else 1e-3)
 
 
-def _first_outputs(engine: "GradientEngine", X: np.ndarray, tried: bool = False) -> Tensor:
-    """Return the outputs of the first rows, after finding out whether the net takes numbers or indices."""
-    try:
-        return engine.outputs(X)
-    except ValueError:
-        raise
-    except Exception as error:  # whatever a user's forward may raise
-        if is_out_of_memory(error):
+def _first_outputs(engine: "GradientEngine", X: np.ndarray) -> Tensor:
+    """Return the outputs of the first rows, after finding out which numbers the net takes, or whether indices."""
+    first = next(p.dtype for p in engine.module.parameters() if p.is_floating_point())
+    kinds = [first, engine.dtype]
+    if X.dtype.kind in "iu":
+        # Numbers of 16 bits are no exact indices, which a net may make of its input by itself.
+        kinds.insert(0 if torch.finfo(first).bits < 32 else 2, torch.int64)
+    for engine.input_dtype in dict.fromkeys(kinds):
+        try:
+            return engine.outputs(X)
+        except ValueError:
             raise
-        if X.dtype.kind in "iu" and not tried:
-            engine.input_dtype = engine.dtype if engine.input_dtype == torch.int64 else torch.int64
-            return _first_outputs(engine, X, tried=True)
-        way_out = f"Give it samples of the shape it was made for; they are cast to {engine.input_dtype}."
-        if "same device" in str(error):
-            way_out = "Keep what it makes in its forward on the device of its input, or leave `device` out."
-        if engine.dtype in (torch.float16, torch.bfloat16):
-            way_out = "Where the device lacks this precision, call net.float() or choose another device."
-        raise ValueError(
-            f"net cannot compute samples of shape {X.shape[1:]} in {engine.dtype} on {engine.device}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}. {way_out}"
-        ) from error
+        except Exception as error:  # whatever a user's forward may raise
+            if is_out_of_memory(error):
+                raise
+            failed = error
+    way_out = f"Give it samples of the shape it was made for; they are cast to {engine.input_dtype}."
+    if "same device" in str(failed):
+        way_out = "Keep what it makes in its forward on the device of its input, or leave `device` out."
+    if engine.dtype in (torch.float16, torch.bfloat16):
+        way_out = "Where the device lacks this precision, call net.float() or choose another device."
+    raise ValueError(
+        f"net cannot compute samples of shape {X.shape[1:]} in {engine.dtype} on {engine.device}: "
+        f"{type(failed).__name__}: {' '.join(str(failed).split())}. {way_out}"
+    ) from failed
 
 
 def _may_be_channels_last(engine: "GradientEngine", X: np.ndarray, outputs: Tensor) -> bool:

@@ -163,7 +163,7 @@ class PathSteps:
 
     @contextmanager
     def _at_rest(self, resting: Tensor | None) -> Iterator[None]:
-        """Keep the inner optimizer from some chains, as it leaves parameters without a gradient alone."""
+        """Keep the inner optimizer from some chains, as from parameters without a gradient; but steps are counted."""
         kept, new = [], []
         for coordinates, part in zip(self._chains, () if resting is None else self._parts(resting)):
             state = self._inner.state.get(coordinates, {})

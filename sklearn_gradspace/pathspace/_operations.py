@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from ._layers import HOMOGENEOUS, NORMALISING, ON_IMAGES, WEIGHTED, Geometry, n_positions, positions_behind
-from ._trace import trace, was_replaced
+from ._trace import CONSTANT, trace, was_replaced
 from ._values import OtherAxis, Unsupported, Value, common_doubt, common_rows, concatenate
 
 PLAIN = object()  # a number that the net computes, of sizes and the like: nothing that could be rescaled
@@ -72,6 +72,7 @@ def interpret(module: nn.Module, domain: Domain, traced: tuple[fx.Graph, dict[st
     """
     graph, opaque = traced or trace(module)
     modules, elsewhere = dict(module.named_modules()), set()
+    names = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     values: dict = {}
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
@@ -82,7 +83,9 @@ def interpret(module: nn.Module, domain: Domain, traced: tuple[fx.Graph, dict[st
             values[node] = Value(rows="samples")
         elif node.op == "get_attr":
             values[node] = Value()
-            elsewhere.add(node.target)
+            of_net = node.target != CONSTANT
+            tensor = operator.attrgetter(node.target)(module) if of_net else node.meta[CONSTANT]
+            elsewhere.add(names.get(id(tensor), node.target))
         elif node.op != "call_module" and not given:
             of_shape = node.target is operator.getitem and isinstance(args[0], Shape)
             values[node] = _length_of(args[0], args[1]) if of_shape else PLAIN
@@ -224,6 +227,8 @@ def _sum(domain: Domain, first: Any, second: Any, alpha: float = 1) -> Value:
     if first.is_root and second.is_root:
         return Value(rows=rows)
     first, second = (_filled(domain, *pair) if pair[0].is_root else pair[0] for pair in (values, values[::-1]))
+    if len(first.pieces) == len(second.pieces) == 1 and not (first.flat and second.flat):
+        first, second = replace(first, flat=()), replace(second, flat=())  # as many channels are as many columns
     alike = first.layout == second.layout or (
         len(first.pieces) == len(second.pieces) == 1 and first.layout[0][0] == second.layout[0][0]
     )

@@ -28,7 +28,7 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def call_module(self, m, forward, args, kwargs):
-        if isinstance(m, torch._dynamo.OptimizedModule):
+        if isinstance(m, torch._dynamo.OptimizedModule) and not (m._forward_hooks or m._forward_pre_hooks):
             return m._orig_mod(*args, **kwargs)
         before = len(self.graph.nodes)
         try:

@@ -183,7 +183,7 @@ class Value:
         certain = dim == -1 and self.ndim is None
         whole = self if certain else self.as_matrix(entries, len(entries))
         found = tuple(replace(whole, pieces=(part,)) for part in parts(entries))
-        if dim != -1 or not whole.doubt or whole.doubt.width is None:
+        if dim != -1 or not whole.doubt or whole.doubt.width in (None, 1):
             return found
         try:  # what becomes of the last axis if it is no matrix
             widths = [len(part) for part in parts(torch.arange(whole.doubt.width))]

@@ -1,5 +1,6 @@
 """Parameters that are used elsewhere than in their layer: seldom, in part, by other rows or for other scalars alone."""
 
+import pickle
 from contextlib import contextmanager
 
 import numpy as np
@@ -201,3 +202,72 @@ def test_the_input_is_in_the_precision_of_the_net_and_not_of_the_chosen_layer(de
     engine = GradientEngine(nn.Sequential(body, ToSingle(), head), X, ["2.weight"], device)
     inputs = body(torch.from_numpy(X)).detach().float().numpy()
     assert_close(engine(X), reference.gradients(head, inputs)[..., :6], 1e-5)
+
+
+class Passing(nn.Module):
+    """A layer that returns its input as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return x, x @ self.w
+
+
+class UsedUpstream(nn.Module):
+    """The layer's weight is used in front of it, for large rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.h = Passing(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x, y = self.layer(torch.where(is_large(x), torch.tanh(x @ self.layer.w), x))
+        return self.h(x + torch.tanh(y))
+
+
+def test_a_weight_that_is_used_in_front_of_its_layer(device):
+    torch.manual_seed(0)
+    net = UsedUpstream().double().eval()
+    assert_close(GradientEngine(net, USUAL, "all", device)(X), reference.gradients(net, X))
+
+
+def test_what_transforms_take_is_without_the_weights(device):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.scale, self.h = nn.Linear(6, 4000), nn.Parameter(torch.ones(6)), nn.Linear(4000, 3)
+
+        def forward(self, x):
+            return self.h(torch.tanh(self.wide(x * self.scale)))
+
+    engine = GradientEngine(Scaled().eval(), X.astype(np.float32), "all", device)
+    assert {rule.rule for rule in engine.rules if rule.name == "scale"} != {"closed_form"}
+    assert 0 < engine.transform_bytes < 4000 * 6 * 4 * 3
+
+
+def test_sparse_tensors_in_lists_and_containers_that_hold_themselves_travel(device):
+    net = Net(plain)
+    net.filters, net.itself = [torch.eye(4).to_sparse()], {}
+    net.itself["again"] = net.itself
+    net._forward = plain
+    engine = pickle.loads(pickle.dumps(GradientEngine(net, X, "all", device)))
+    assert_close(engine(X), reference.gradients(net, X))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_layers_without_entries_have_no_gradients(device):
+    net = nn.Sequential(nn.Linear(6, 3), Beside(nn.Linear(3, 0))).double()
+    assert_close(GradientEngine(net, X, "all", device)(X), reference.gradients(net, X))
+
+
+class Beside(nn.Module):
+    """Something that is computed for nothing."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return x + self.layer(x).sum(1, keepdim=True)

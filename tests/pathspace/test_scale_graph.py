@@ -281,6 +281,55 @@ class Normalised(nn.Module):
         return torch.cat([self.last(h), more], 1) if self._other else self.last(h)
 
 
+class Centre(nn.Module):
+    """It subtracts what it shares with a batch norm."""
+
+    def __init__(self, mean, as_buffer):
+        super().__init__()
+        if as_buffer:
+            self.register_buffer("mean", mean)
+        else:
+            self.mean = mean
+
+    def forward(self, x):
+        return x - self.mean
+
+
+@pytest.mark.parametrize("as_buffer", [False, True])
+def test_running_statistics_under_another_name_pin(as_buffer):
+    net = nn.Sequential(nn.Identity(), nn.Linear(3, 3), nn.BatchNorm1d(3, eps=1e-38), nn.ReLU(), nn.Linear(3, 2))
+    net = net.double().eval()
+    net[2].running_mean.uniform_(1, 2)
+    net[0] = Centre(net[2].running_mean, as_buffer)
+    graph, X = scale_graph(net), torch.randn(5, 3, dtype=torch.float64)
+    expected = net(X)
+    assert graph.n_units == 3 and any("mean" in pin.layer for pin in graph.pinned)
+    assert_close(rescale(net, [0.5, 2, 3], graph)(X), expected)
+
+
+def test_hooks_of_a_compiled_part_pin():
+    net = nn.Sequential(mlp(3, 4, 5), nn.ReLU(), nn.Linear(5, 2))
+    net[0] = torch.compile(net[0], backend="eager")
+    net[0].register_forward_hook(lambda layer, args, output: output + 1)
+    graph = scale_graph(net)
+    assert graph.n_units == 0 and graph.pinned
+
+
+def test_sequences_that_were_flattened_are_not_split():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.u, self.v = nn.Linear(3, 9), nn.Linear(3, 9), nn.Linear(4, 2), nn.Linear(5, 2)
+
+        def forward(self, x):
+            h, g = self.a(x).relu(), self.b(x).relu()
+            first, second = torch.cat([h[:, 1:], g[:, :1]], 1).flatten(1).split([4, 5], -1)
+            return self.u(first) + self.v(second)
+
+    graph = scale_graph(Joined())
+    assert graph.n_units == 0 and graph.pinned
+
+
 @pytest.mark.parametrize(("other", "n_units"), [(True, 12), (False, 8)])
 def test_running_statistics_that_something_else_reads_pin(other, n_units):
     """Filters in front keep their scales; the units behind the batch norms do not have to."""
