@@ -91,10 +91,9 @@ class Overflows(nn.Module):
 def test_rows_that_are_not_finite_are_counted_from_the_first_of_all(batch_size, n_jobs, device):
     X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     array = GradientFeaturizer(Overflows(), batch_size=batch_size, device=device).fit(X).transform(X)
-    X[[23, 24, 31]] = 20
-    wrong = [23, 24] if batch_size == 5 else [23, 24, 31]
+    X[[23, 24]] = 20
     array = GradientArray(array.features, X)
-    with pytest.raises(ValueError, match=re.escape(f"infinity for rows {wrong}: its")):
+    with pytest.raises(ValueError, match=re.escape("infinity for rows [23, 24]: its")):
         list(over_batches(lambda batch: batch.view(), array, n_jobs=n_jobs))
-    with pytest.raises(ValueError, match=re.escape(f"infinity for rows {wrong}: its")):
+    with pytest.raises(ValueError, match=re.escape("infinity for rows [23, 24]: its")):
         array.features.engine(X, batch_size=batch_size)
