@@ -14,13 +14,12 @@ import pytest
 import sklearn
 import torch
 from asserts import is_mapped, random_state_untouched, untouched
-from nets import CountsCalls
+from nets import CountsCalls, Overflows
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict, cross_val_score, train_test_split
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
 from sklearn_gradspace import ECOptClassifier, ECOptRegressor, GradientFeaturizer, GradNetClassifier
 from sklearn_gradspace._net_classifier import NetClassifier
@@ -177,17 +176,6 @@ def test_a_large_nets_weights_are_mapped_into_workers(digits):
     featurizer = GradientFeaturizer(net, layers="layers.5.weight").fit(X)
     found = joblib.Parallel(n_jobs=2)(joblib.delayed(is_mapped)(featurizer) for _ in range(2))
     assert found == [True, True]
-
-
-class Overflows(nn.Module):
-    """The logits of large rows are infinite."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.layer(x) / (x.abs().amax(1, keepdim=True) < 10)
 
 
 def test_rows_that_are_not_finite_are_counted_from_the_first_of_all():

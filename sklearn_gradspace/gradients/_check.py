@@ -109,6 +109,7 @@ def check_gradients(
     if X.dtype.kind not in "buif" or X.ndim < 1 or not len(X):
         raise ValueError(f"X must hold real numbers, of one row at least; it has shape {X.shape} and dtype {X.dtype}.")
     options = {"layers": layers, "device": device, "scalar": scalar, "output": output}
+    # The net as it is comes first: what is refused is told of it, and not of its copy in double precision.
     working, exact = (GradientEngine(net, X, **options, dtype=d) for d in (dtype, "float64"))  # type: ignore[arg-type]
     truth = _loop(exact, X)
     largest = truth.abs().max().clamp(min=torch.finfo(torch.float64).tiny)

@@ -57,9 +57,8 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}
     engine.signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
     of_calls = [rule.name for rule in engine.rules if rule.rule in (*LAYER_RULES, unused.__name__)]
-    engine.uses = engine.uses_of(engine.forward(X, labels), of_calls)
-    engine.row_bytes, engine.label_bytes = _measured_bytes(engine, X, labels)
-    engine.transform_bytes = _transform_bytes(engine, X, labels)
+    tried, engine.row_bytes, engine.label_bytes = _measured_pass(engine, X, labels)
+    engine.uses, engine.transform_bytes = engine.uses_of(tried, of_calls), _transform_bytes(engine, tried)
     engine.rounding_error = (
         _measured_error(engine, X, labels, forward) if engine.precision in ("bfloat16", "tf32") else None
     )
@@ -142,8 +141,8 @@ def precise_forward(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> 
         return run(engine.module, engine.inputs(X))
 
 
-def _measured_bytes(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> tuple[int, int]:
-    """Return the memory that a row takes in a pass through the net, and that each of its scalars adds."""
+def _measured_pass(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> tuple[ForwardPass, int, int]:
+    """Return a pass as the engine makes it, the memory that a row takes in it, and that each of its scalars adds."""
     shared = {p.untyped_storage().data_ptr() for p in engine.module.parameters()}
     saved = {}
 
@@ -157,18 +156,17 @@ def _measured_bytes(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> 
         forward = engine.forward(X, labels)
     deltas = [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
     # The cotangents of several scalars are joined. As much again for what is made and dropped on the way.
-    return 2 * sum(saved.values()) // len(X), 2 * sum(delta.nbytes for delta in deltas) // len(X)
+    return forward, 2 * sum(saved.values()) // len(X), 2 * sum(delta.nbytes for delta in deltas) // len(X)
 
 
-def _transform_bytes(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> int:
+def _transform_bytes(engine: "GradientEngine", forward: ForwardPass) -> int:
     """Return the memory that `torch.func` takes for a row and one of its scalars."""
     rules = [rule for rule in engine.rules if rule.rule.endswith("_transform")]
     if not rules:
         return 0
-    forward = engine.forward(X, labels).rows(slice(1))
     place = torch.empty(1, 1, engine.n_params, dtype=engine.feature_dtype, device=engine.device)
     with PeakBytes() as peak:
-        write_gradients(forward, rules, engine.places(place))
+        write_gradients(forward.rows(slice(1)), rules, engine.places(place))
     return peak.n_bytes
 
 

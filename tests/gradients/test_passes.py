@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from cases import BY_NAME
-from torch import nn
+from nets import Overflows
 
 from sklearn_gradspace import GradientFeaturizer
 from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, over_batches
@@ -73,17 +73,6 @@ def test_the_bar_shows_only_if_asked(verbose, device, capfd):
 
 def test_no_rows_no_batches(device):
     assert list(over_batches(len, make_array("linear", device)[:0])) == []
-
-
-class Overflows(nn.Module):
-    """The logits of large rows are infinite."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.layer(x) / (x.abs().amax(1, keepdim=True) < 10)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
