@@ -25,8 +25,8 @@ _PEERS = {"Opacus": "opacus", "BackPACK": "backpack-for-pytorch"}
 class Rounds:
     """How many rounds: as many as fit into some seconds, but at least `least` and at most `most`.
 
-    A contender's turn in a round is as many runs as take `turn` seconds, or one: in use a pass follows another of its
-    kind, and finds in the cache what that left there.
+    A contender's turn in a round is as many runs as take `turn` seconds, or one, after one that does not count: in use a
+    pass follows another of its kind, and finds what that left in the cache, and memory that the system has at hand.
     """
 
     seconds: float
@@ -68,10 +68,11 @@ def alternate(
         run()
     second = {name: seconds(run, device, clock=clock) for name, run in contenders.items()}
     repeats = {name: rounds.repeats(of_run) for name, of_run in second.items()}
-    number = rounds.number(sum(repeats[name] * of_run for name, of_run in second.items()))
+    number = rounds.number(sum((1 + repeats[name]) * of_run for name, of_run in second.items()))
     found = {name: [] for name in contenders}
     for _ in tqdm(range(number), title, leave=False):
         for name, run in contenders.items():
+            run()
             found[name].append(seconds(run, device, repeats[name], clock))
     return found
 

@@ -37,6 +37,7 @@ CACHE_BYTES = 2**24
 _PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
+_FEW_BYTES = 2**21  # of what comes back of a scalar: so few take less time than the calls of a pass
 _LINE = 16  # single precision numbers of a line of the cache
 
 Finish = Callable[[ForwardPass, Tensor], Tensor | None]
@@ -80,6 +81,8 @@ class GradientEngine:
         By how many steps of differentiation each parameter is used that has a rule of its layer, or is not used.
     transform_bytes : int
         Memory that `torch.func` takes for a row and one of its scalars; 0 where no parameter needs it.
+    batches : bool
+        Whether one backward pass can go for all scalars of a row.
     rounding_error : float or None
         Largest error of a parameter's gradients on the rows that decided, relative to the largest entry, where `dtype`
         is "bfloat16" or "tf32".
@@ -104,6 +107,7 @@ class GradientEngine:
     signature: dict[str, list]
     uses: Mapping[str, int] = MappingProxyType({})  # engines of files of older versions lack it, and the next
     transform_bytes: int = 0
+    batches: bool = False
     row_bytes: int
     label_bytes: int
     rounding_error: float | None
@@ -154,6 +158,7 @@ class GradientEngine:
         self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self.output)
         self.row_limit = RowLimit(self.device)
+        self._weight_bytes = sum(p.nbytes for p in self._module.parameters())
 
     def copy_of_net(self) -> nn.Module:
         """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated.
@@ -196,7 +201,7 @@ class GradientEngine:
         return {name: forward.uses.get(id(self._local.parameters[name]), 0) for name in names}
 
     def __getstate__(self) -> dict:
-        attached = ("_local", "_module", "scratch", "apply", "row_limit")
+        attached = ("_local", "_module", "_weight_bytes", "scratch", "apply", "row_limit")
         return {key: value for key, value in vars(self).items() if key not in attached} | {"net": packed(self.net)}
 
     def __setstate__(self, state: dict) -> None:
@@ -449,8 +454,37 @@ class GradientEngine:
         forward : ForwardPass
             What went into the layers, and what came back to them.
         """
-        inputs = self.inputs(X)
-        forward = forward_pass(self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch)
+        # Each backward pass reads all weights: one for all scalars is faster where less than these comes back of each.
+        few_bytes = max(self._weight_bytes, _FEW_BYTES)
+        if labels is None and self.batches and len(X) * self.label_bytes <= few_bytes:
+            try:
+                return self.one_pass(X, None, batched=True)
+            except RuntimeError as error:  # of steps without such a form, which the rows that were tried did not take
+                if is_out_of_memory(error):
+                    raise
+        return self.one_pass(X, labels)
+
+    def one_pass(self, X: np.ndarray, labels: Labels, batched: bool = False) -> ForwardPass:
+        """Return a pass, as :meth:`forward` does.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, ...)
+            Rows.
+        labels : Tensor of shape (n,), "predicted" or callable, optional
+            As of a call of the engine, or a function from outputs to numbers of scalars.
+        batched : bool, default=False
+            Whether one backward pass goes for all scalars.
+
+        Returns
+        -------
+        forward : ForwardPass
+            What went into the layers, and what came back to them.
+        """
+        inputs = self.inputs(X, plain=batched)
+        forward = forward_pass(
+            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, batched=batched
+        )
         if self.device.type == "cpu":
             check_finite(forward.outputs)  # elsewhere it would wait for the device; NaN shows in the gradients
         tried = forward.like(self.signature) if self.uses_of(forward, self.uses) == self.uses else None
@@ -541,8 +575,7 @@ class GradientEngine:
 
     @property
     def _constant_bytes(self) -> int:
-        weights = sum(p.nbytes for p in self._module.parameters())
-        return weights + _SCRATCH_BYTES + (self._bytes_of_transforms if self.transform_bytes else 0)
+        return self._weight_bytes + _SCRATCH_BYTES + (self._bytes_of_transforms if self.transform_bytes else 0)
 
     @property
     def _bytes_of_transforms(self) -> int:

@@ -161,6 +161,7 @@ class ForwardPass:
 
 
 Signature = Mapping[str, list[tuple[bool, ...] | None]]
+Backward = Callable[[Tensor], tuple[Tensor | None, ...]]
 
 
 def forward_pass(
@@ -173,6 +174,7 @@ def forward_pass(
     scratch: Scratch | None = None,
     keep_graph: bool = False,
     any_order: bool = False,
+    batched: bool = False,
 ) -> ForwardPass:
     """Return a pass through `module`, for one scalar a row or for all.
 
@@ -191,6 +193,8 @@ def forward_pass(
         Whether the outputs can still be differentiated.
     any_order : bool
         Whether there are calls where the net puts rows in another order, too.
+    batched : bool
+        Whether one backward pass goes for all scalars; some steps have no such form.
     """
     with captured({name: module.get_submodule(name) for name in layers}, len(inputs), keep_graph) as calls:
         outputs = apply(module, inputs.clone())  # a net may write over what it gets
@@ -200,7 +204,7 @@ def forward_pass(
             "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
     forms, found = cotangents(scalar, outputs, labels), survey(outputs)
-    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order)
+    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order, batched)
     outputs = outputs if keep_graph else outputs.detach()
     return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch(), found.uses)
 
@@ -313,7 +317,12 @@ def _conformed(call: LayerCall | None, by_row: tuple[bool, ...] | None, n: int) 
 
 
 def _with_deltas(
-    outputs: Tensor, calls: dict[str, list[LayerCall | None]], forms: Tensor, keep_graph: bool, may_move: bool
+    outputs: Tensor,
+    calls: dict[str, list[LayerCall | None]],
+    forms: Tensor,
+    keep_graph: bool,
+    may_move: bool,
+    batched: bool,
 ) -> dict[str, list[LayerCall | None]]:
     """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend.
 
@@ -322,30 +331,35 @@ def _with_deltas(
     edges = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
     if not edges:
         return calls
-    keep = keep_graph or may_move
-    passes = [
-        torch.autograd.grad(outputs, edges, form, retain_graph=keep or j + 1 < forms.shape[1], allow_unused=True)
-        for j, form in enumerate(forms.unbind(1))
-    ]
-    if may_move and not _rows_stay(outputs, edges, forms[:, 0], passes[0]):
+
+    def back(form: Tensor, keep: bool = True) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(outputs, edges, form, retain_graph=keep, allow_unused=True)
+
+    if batched:
+        deltas = _at_once(back, forms)
+    else:
+        keep, last = keep_graph or may_move, forms.shape[1] - 1
+        passes = [back(form, keep or j < last) for j, form in enumerate(forms.unbind(1))]
+        deltas = [None if of_edge[0] is None else _stacked(of_edge) for of_edge in zip(*passes)]
+    if may_move and not _rows_stay(back, forms[:, 0], deltas):
         return {}
-    found = iter(None if of_edge[0] is None else _stacked(of_edge) for of_edge in zip(*passes))
+    found = iter(deltas)
 
     def complete(call: LayerCall | None) -> LayerCall | None:
         if call is None:
             return None
-        deltas = [next(found) for _ in call.edges]
-        used = [i for i, delta in enumerate(deltas) if delta is not None]
+        own = [next(found) for _ in call.edges]
+        used = [i for i, delta in enumerate(own) if delta is not None]
         kept = tuple(call.edges[i] for i in used) if keep_graph else ()
         return call._replace(
-            edges=kept, outputs=tuple(call.outputs[i] for i in used), deltas=tuple(deltas[i] for i in used)
+            edges=kept, outputs=tuple(call.outputs[i] for i in used), deltas=tuple(own[i] for i in used)
         )
 
     completed = {layer: [complete(call) for call in of_layer] for layer, of_layer in calls.items()}
     return {layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()}
 
 
-def _rows_stay(outputs: Tensor, edges: list[GradientEdge], form: Tensor, deltas: tuple[Tensor | None, ...]) -> bool:
+def _rows_stay(back: Backward, form: Tensor, deltas: list[Tensor | None]) -> bool:
     """Return whether row i of the `deltas`, what comes back to the edges, is that of sample i, and of no other.
 
     Cotangents times powers of two come back so many times as large, without rounding: eight powers tell the digits of
@@ -354,13 +368,25 @@ def _rows_stay(outputs: Tensor, edges: list[GradientEdge], form: Tensor, deltas:
     rows = torch.arange(len(form), device=form.device)
     for digit in range(max(1, math.ceil(math.log(len(form), 8)))):
         weights = torch.exp2((rows // 8**digit % 8).to(form.dtype))
-        weighted = torch.autograd.grad(outputs, edges, form * weights[:, None], retain_graph=True, allow_unused=True)
-        for delta, found in zip(deltas, weighted):
+        for delta, found in zip(deltas, back(form * weights[:, None])):
             if delta is not None:
-                expected = delta.flatten(1) * weights[:, None].to(delta.dtype)
+                expected = delta[:, 0].flatten(1) * weights[:, None].to(delta.dtype)
                 if ((found.flatten(1) - expected).abs().amax(1) > 0.1 * expected.abs().amax(1)).any():
                     return False
     return True
+
+
+def _at_once(back: Backward, forms: Tensor) -> list[Tensor | None]:
+    """Return what comes back of all forms, of shape (n, k, ...), by one pass."""
+    used: list[bool] = []
+
+    def found(form: Tensor) -> tuple[Tensor, ...]:
+        gradients = back(form)
+        used[:] = [gradient is not None for gradient in gradients]
+        return tuple(gradient for gradient in gradients if gradient is not None)
+
+    batched = iter(torch.vmap(found, in_dims=1, out_dims=1)(forms))
+    return [next(batched) if is_used else None for is_used in used]
 
 
 def _stacked(deltas: tuple[Tensor, ...]) -> Tensor:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Rows that decide, and parameters from which on they are fewer: their gradients are held in double.
 _ROWS, _ROWS_OF_MANY, _MANY = 4, 2, 10**7
+_FEW_LABELS = 3  # whose backward passes take no longer one by one than together
 _ROWS_ALONE = 16  # whose outputs, of few parameters, are compared with those of a batch: some nets mix some rows alone
 
 
@@ -59,6 +60,8 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     of_calls = [rule.name for rule in engine.rules if rule.rule in (*LAYER_RULES, unused.__name__)]
     tried, engine.row_bytes, engine.label_bytes = _measured_pass(engine, X, labels)
     engine.uses, engine.transform_bytes = engine.uses_of(tried, of_calls), _transform_bytes(engine, tried)
+    if engine.n_labels > _FEW_LABELS:
+        engine.batches, engine.label_bytes = _batched(engine, X)
     engine.rounding_error = (
         _measured_error(engine, X, labels, forward) if engine.precision in ("bfloat16", "tf32") else None
     )
@@ -157,6 +160,30 @@ def _measured_pass(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> t
     deltas = [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
     # The cotangents of several scalars are joined. As much again for what is made and dropped on the way.
     return forward, 2 * sum(saved.values()) // len(X), 2 * sum(delta.nbytes for delta in deltas) // len(X)
+
+
+def _batched(engine: "GradientEngine", X: np.ndarray) -> tuple[bool, int]:
+    """Return whether one backward pass can go for all scalars, and the memory that one adds to a row then."""
+    one_by_one = engine.one_pass(X, None)
+    try:
+        with PeakBytes() as peak:
+            together = engine.one_pass(X, None, batched=True)
+    except (RuntimeError, ValueError) as error:  # of steps without such a form
+        if is_out_of_memory(error):
+            raise
+        return False, engine.label_bytes
+    one_by_one, together = (
+        [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
+        for forward in (one_by_one, together)
+    )
+    same = len(one_by_one) == len(together) and all(map(_is_close, one_by_one, together))
+    of_scalar = (peak.n_bytes // len(X) - engine.row_bytes) // engine.n_labels
+    return same, max(engine.label_bytes, of_scalar) if same else engine.label_bytes
+
+
+def _is_close(found: Tensor, truth: Tensor) -> bool:
+    rounding = torch.finfo(truth.dtype).eps ** 0.5
+    return not truth.numel() or bool((found - truth).abs().amax() <= rounding * truth.abs().amax())
 
 
 def _transform_bytes(engine: "GradientEngine", forward: ForwardPass) -> int:

@@ -3,6 +3,7 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from asserts import (
     untouched,
 )
 from cases import BY_NAME, CASES
-from nets import OnDemand
+from nets import Doubled, OnDemand
 from resnet import ResNet18
 from torch import nn
 
-from sklearn_gradspace.gradients import GradientEngine, _engine
+from sklearn_gradspace.gradients import GradientEngine, _engine, _trial
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_classifier = pytest.mark.parametrize(
@@ -41,6 +42,32 @@ def test_there_are_many_architectures():
 @every_case
 def test_all_labels_equal_the_loop(case, device):
     assert_close(case.engine(device)(case.X), truth(case))
+
+
+@every_case
+def test_one_backward_pass_for_all_labels_equals_the_loop(case, device, monkeypatch):
+    monkeypatch.setattr(_trial, "_FEW_LABELS", 0)
+    engine = case.engine(device)
+    assert engine.batches
+    assert_close(engine(case.X), truth(case))
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_steps_that_go_back_for_one_label_at_a_time(everywhere, device):
+    net = nn.Sequential(nn.Linear(4, 5), Doubled(everywhere), nn.Linear(5, 6)).double()
+    X = np.random.default_rng(0).normal(size=(5, 4))
+    engine = GradientEngine(net, X, layers="all", device=device)
+    assert engine.batches is not everywhere
+    X[1] += 10  # where each of them is doubled
+    assert_close(engine(X), reference.gradients(net, X))
+
+
+def test_memory_that_runs_out_in_a_pass_for_all_labels_is_no_such_step(monkeypatch):
+    engine = GradientEngine(nn.Linear(4, 6), np.ones((2, 4), np.float32))
+    monkeypatch.setattr(_engine, "forward_pass", Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.forward(np.ones((2, 4), np.float32))
+    assert _engine.forward_pass.call_count == 1
 
 
 @every_case
