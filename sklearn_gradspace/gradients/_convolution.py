@@ -52,7 +52,7 @@ def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Ten
     else:
         # Windows are copied in the order of memory, which is by tap, and the products put into that of the weights, or
         # the other way round: whichever is less.
-        by_tap = _is_by_tap(out) or n_positions >= out.shape[2] // layer.groups
+        by_tap = _is_by_tap(out) or n_positions >= k * out.shape[2] // layer.groups
         _by_windows(layer, windowed, points, out, scratch, in_weight_order=not by_tap)
 
 

@@ -394,5 +394,5 @@ def _stacked(deltas: tuple[Tensor, ...]) -> Tensor:
     if len(deltas) == 1:
         return deltas[0].unsqueeze(1)
     if deltas[0].ndim == 4 and deltas[0].is_contiguous(memory_format=torch.channels_last):
-        return torch.stack([delta.movedim(1, -1) for delta in deltas], 1).movedim(-1, 2)
+        return torch.stack([delta.movedim(1, -1) for delta in deltas], -2).movedim((-2, -1), (1, 2))
     return torch.stack(deltas, 1)
