@@ -25,8 +25,8 @@ _PEERS = {"Opacus": "opacus", "BackPACK": "backpack-for-pytorch"}
 class Rounds:
     """How many rounds: as many as fit into some seconds, but at least `least` and at most `most`.
 
-    A contender's turn in a round is as many runs as take `turn` seconds, or one, after one that does not count: in use a
-    pass follows another of its kind, and finds what that left in the cache, and memory that the system has at hand.
+    A contender's turn in a round is as many runs as take `turn` seconds, or one, after one that does not count: in use
+    a pass follows another of its kind, and finds what that left in the cache, and memory that the system has at hand.
     """
 
     seconds: float

@@ -157,28 +157,39 @@ def _measured_pass(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> t
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         forward = engine.forward(X, labels)
-    deltas = [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
     # The cotangents of several scalars are joined. As much again for what is made and dropped on the way.
-    return forward, 2 * sum(saved.values()) // len(X), 2 * sum(delta.nbytes for delta in deltas) // len(X)
+    return forward, 2 * sum(saved.values()) // len(X), 2 * sum(delta.nbytes for delta in _deltas(forward)) // len(X)
 
 
 def _batched(engine: "GradientEngine", X: np.ndarray) -> tuple[bool, int]:
-    """Return whether one backward pass can go for all scalars, and the memory that one adds to a row then."""
-    one_by_one = engine.one_pass(X, None)
+    """Return whether one backward pass can go for all scalars, and the memory that each adds to a row then.
+
+    A few outputs tell: there may be thousands.
+    """
+
+    def one_pass(batched: bool) -> ForwardPass:
+        inputs, layers = engine.inputs(X, plain=True), engine.signature
+        return forward_pass(engine.apply, engine.module, layers, inputs, _few, batched=batched)
+
+    expected = _deltas(one_pass(batched=False))
     try:
         with PeakBytes() as peak:
-            together = engine.one_pass(X, None, batched=True)
+            forward = one_pass(batched=True)
     except (RuntimeError, ValueError) as error:  # of steps without such a form
         if is_out_of_memory(error):
             raise
         return False, engine.label_bytes
-    one_by_one, together = (
-        [delta for calls in forward.calls.values() for call in calls for delta in call.deltas]
-        for forward in (one_by_one, together)
-    )
-    same = len(one_by_one) == len(together) and all(map(_is_close, one_by_one, together))
-    of_scalar = (peak.n_bytes // len(X) - engine.row_bytes) // engine.n_labels
-    return same, max(engine.label_bytes, of_scalar) if same else engine.label_bytes
+    found, k = _deltas(forward), forward.cotangents.shape[1]
+    same = len(found) == len(expected) and all(_is_close(*pair) for pair in zip(found, expected))
+    return same, max(engine.label_bytes, (peak.n_bytes // len(X) - engine.row_bytes) // k)
+
+
+def _few(outputs: Tensor) -> Tensor:
+    return outputs[:, : _FEW_LABELS + 1]
+
+
+def _deltas(forward: ForwardPass) -> list[Tensor]:
+    return [delta for calls in forward.calls.values() for call in calls if call for delta in call.deltas]
 
 
 def _is_close(found: Tensor, truth: Tensor) -> bool:
