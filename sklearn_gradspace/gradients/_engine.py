@@ -81,8 +81,8 @@ class GradientEngine:
         By how many steps of differentiation each parameter is used that has a rule of its layer, or is not used.
     transform_bytes : int
         Memory that `torch.func` takes for a row and one of its scalars; 0 where no parameter needs it.
-    batches : bool
-        Whether one backward pass can go for all scalars of a row.
+    together_bytes : int
+        Memory of a row and scalar in a backward pass for several scalars; 0 where none can go for several.
     rounding_error : float or None
         Largest error of a parameter's gradients on the rows that decided, relative to the largest entry, where `dtype`
         is "bfloat16" or "tf32".
@@ -107,7 +107,7 @@ class GradientEngine:
     signature: dict[str, list]
     uses: Mapping[str, int] = MappingProxyType({})  # engines of files of older versions lack it, and the next
     transform_bytes: int = 0
-    batches: bool = False
+    together_bytes: int = 0
     row_bytes: int
     label_bytes: int
     rounding_error: float | None
@@ -454,36 +454,28 @@ class GradientEngine:
         forward : ForwardPass
             What went into the layers, and what came back to them.
         """
-        # Each backward pass reads all weights: one for all scalars is faster where less than these comes back of each.
-        few_bytes = max(self._weight_bytes, _FEW_BYTES)
-        if labels is None and self.batches and len(X) * self.label_bytes <= few_bytes:
+        together = self._together(len(X)) if labels is None else 1
+        if together > 1:
             try:
-                return self.one_pass(X, None, batched=True)
-            except RuntimeError as error:  # of steps without such a form, which the rows that were tried did not take
+                return self._pass(X, None, together)
+            except RuntimeError as error:  # of steps for one scalar alone, which the rows that were tried did not take
                 if is_out_of_memory(error):
                     raise
-        return self.one_pass(X, labels)
+        return self._pass(X, labels)
 
-    def one_pass(self, X: np.ndarray, labels: Labels, batched: bool = False) -> ForwardPass:
-        """Return a pass, as :meth:`forward` does.
+    def _together(self, n: int) -> int:
+        """Return for how many scalars of `n` rows one backward pass goes.
 
-        Parameters
-        ----------
-        X : ndarray of shape (n, ...)
-            Rows.
-        labels : Tensor of shape (n,), "predicted" or callable, optional
-            As of a call of the engine, or a function from outputs to numbers of scalars.
-        batched : bool, default=False
-            Whether one backward pass goes for all scalars.
-
-        Returns
-        -------
-        forward : ForwardPass
-            What went into the layers, and what came back to them.
+        A pass reads all weights: one for several scalars is faster where less than these comes back of each.
         """
-        inputs = self.inputs(X, plain=batched)
+        if not self.together_bytes or n * self.label_bytes > max(self._weight_bytes, _FEW_BYTES):
+            return 1
+        return self._bytes_of_transforms // max(1, n * self.together_bytes)
+
+    def _pass(self, X: np.ndarray, labels: Labels, together: int = 1) -> ForwardPass:
+        inputs = self.inputs(X, plain=together > 1)
         forward = forward_pass(
-            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, batched=batched
+            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, together=together
         )
         if self.device.type == "cpu":
             check_finite(forward.outputs)  # elsewhere it would wait for the device; NaN shows in the gradients
@@ -575,11 +567,12 @@ class GradientEngine:
 
     @property
     def _constant_bytes(self) -> int:
-        return self._weight_bytes + _SCRATCH_BYTES + (self._bytes_of_transforms if self.transform_bytes else 0)
+        transforms = self._bytes_of_transforms if self.transform_bytes or self.together_bytes else 0
+        return self._weight_bytes + _SCRATCH_BYTES + transforms
 
     @property
     def _bytes_of_transforms(self) -> int:
-        """What `torch.func` may take at a time: of one row and scalar at least."""
+        """What `torch.func` may take at a time: of one row and scalar at least, of which parameters need it."""
         return max(_SCRATCH_BYTES if self.device.type == "cpu" else _PART_BYTES_ELSEWHERE, self.transform_bytes)
 
     def _beside_free(self, n_bytes: int) -> str:

@@ -174,7 +174,7 @@ def forward_pass(
     scratch: Scratch | None = None,
     keep_graph: bool = False,
     any_order: bool = False,
-    batched: bool = False,
+    together: int = 1,
 ) -> ForwardPass:
     """Return a pass through `module`, for one scalar a row or for all.
 
@@ -193,8 +193,8 @@ def forward_pass(
         Whether the outputs can still be differentiated.
     any_order : bool
         Whether there are calls where the net puts rows in another order, too.
-    batched : bool
-        Whether one backward pass goes for all scalars; some steps have no such form.
+    together : int
+        Number of scalars for which one backward pass goes; some steps can go back for one alone.
     """
     with captured({name: module.get_submodule(name) for name in layers}, len(inputs), keep_graph) as calls:
         outputs = apply(module, inputs.clone())  # a net may write over what it gets
@@ -204,7 +204,7 @@ def forward_pass(
             "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
     forms, found = cotangents(scalar, outputs, labels), survey(outputs)
-    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order, batched)
+    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order, together)
     outputs = outputs if keep_graph else outputs.detach()
     return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch(), found.uses)
 
@@ -322,7 +322,7 @@ def _with_deltas(
     forms: Tensor,
     keep_graph: bool,
     may_move: bool,
-    batched: bool,
+    together: int,
 ) -> dict[str, list[LayerCall | None]]:
     """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend.
 
@@ -335,8 +335,8 @@ def _with_deltas(
     def back(form: Tensor, keep: bool = True) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(outputs, edges, form, retain_graph=keep, allow_unused=True)
 
-    if batched:
-        deltas = _at_once(back, forms)
+    if together > 1:
+        deltas = _together(back, forms, together)
     else:
         keep, last = keep_graph or may_move, forms.shape[1] - 1
         passes = [back(form, keep or j < last) for j, form in enumerate(forms.unbind(1))]
@@ -376,8 +376,8 @@ def _rows_stay(back: Backward, form: Tensor, deltas: list[Tensor | None]) -> boo
     return True
 
 
-def _at_once(back: Backward, forms: Tensor) -> list[Tensor | None]:
-    """Return what comes back of all forms, of shape (n, k, ...), by one pass."""
+def _together(back: Backward, forms: Tensor, at_once: int) -> list[Tensor | None]:
+    """Return what comes back of all forms, of shape (n, k, ...), of some of them by one pass."""
     used: list[bool] = []
 
     def found(form: Tensor) -> tuple[Tensor, ...]:
@@ -385,8 +385,8 @@ def _at_once(back: Backward, forms: Tensor) -> list[Tensor | None]:
         used[:] = [gradient is not None for gradient in gradients]
         return tuple(gradient for gradient in gradients if gradient is not None)
 
-    batched = iter(torch.vmap(found, in_dims=1, out_dims=1)(forms))
-    return [next(batched) if is_used else None for is_used in used]
+    deltas = iter(torch.vmap(found, in_dims=1, out_dims=1, chunk_size=at_once)(forms))
+    return [next(deltas) if is_used else None for is_used in used]
 
 
 def _stacked(deltas: tuple[Tensor, ...]) -> Tensor:

@@ -61,7 +61,7 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     tried, engine.row_bytes, engine.label_bytes = _measured_pass(engine, X, labels)
     engine.uses, engine.transform_bytes = engine.uses_of(tried, of_calls), _transform_bytes(engine, tried)
     if engine.n_labels > _FEW_LABELS:
-        engine.batches, engine.label_bytes = _batched(engine, X)
+        engine.together_bytes = _together_bytes(engine, X)
     engine.rounding_error = (
         _measured_error(engine, X, labels, forward) if engine.precision in ("bfloat16", "tf32") else None
     )
@@ -161,27 +161,28 @@ def _measured_pass(engine: "GradientEngine", X: np.ndarray, labels: Tensor) -> t
     return forward, 2 * sum(saved.values()) // len(X), 2 * sum(delta.nbytes for delta in _deltas(forward)) // len(X)
 
 
-def _batched(engine: "GradientEngine", X: np.ndarray) -> tuple[bool, int]:
-    """Return whether one backward pass can go for all scalars, and the memory that each adds to a row then.
+def _together_bytes(engine: "GradientEngine", X: np.ndarray) -> int:
+    """Return the memory of a row and scalar in a backward pass for several scalars, or 0 where none can go for several.
 
     A few outputs tell: there may be thousands.
     """
 
-    def one_pass(batched: bool) -> ForwardPass:
+    def one_pass(together: int) -> ForwardPass:
         inputs, layers = engine.inputs(X, plain=True), engine.signature
-        return forward_pass(engine.apply, engine.module, layers, inputs, _few, batched=batched)
+        return forward_pass(engine.apply, engine.module, layers, inputs, _few, together=together)
 
-    expected = _deltas(one_pass(batched=False))
+    expected = _deltas(one_pass(together=1))
     try:
         with PeakBytes() as peak:
-            forward = one_pass(batched=True)
+            forward = one_pass(together=_FEW_LABELS + 1)
     except (RuntimeError, ValueError) as error:  # of steps without such a form
         if is_out_of_memory(error):
             raise
-        return False, engine.label_bytes
+        return 0
     found, k = _deltas(forward), forward.cotangents.shape[1]
     same = len(found) == len(expected) and all(_is_close(*pair) for pair in zip(found, expected))
-    return same, max(engine.label_bytes, (peak.n_bytes // len(X) - engine.row_bytes) // k)
+    # As much again for what is made inside of the steps.
+    return max(1, (2 * peak.n_bytes // len(X) - engine.row_bytes) // k) if same else 0
 
 
 def _few(outputs: Tensor) -> Tensor:

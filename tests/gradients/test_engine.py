@@ -48,7 +48,7 @@ def test_all_labels_equal_the_loop(case, device):
 def test_one_backward_pass_for_all_labels_equals_the_loop(case, device, monkeypatch):
     monkeypatch.setattr(_trial, "_FEW_LABELS", 0)
     engine = case.engine(device)
-    assert engine.batches
+    assert engine.together_bytes
     assert_close(engine(case.X), truth(case))
 
 
@@ -57,7 +57,7 @@ def test_steps_that_go_back_for_one_label_at_a_time(everywhere, device):
     net = nn.Sequential(nn.Linear(4, 5), Doubled(everywhere), nn.Linear(5, 6)).double()
     X = np.random.default_rng(0).normal(size=(5, 4))
     engine = GradientEngine(net, X, layers="all", device=device)
-    assert engine.batches is not everywhere
+    assert (engine.together_bytes == 0) is everywhere
     X[1] += 10  # where each of them is doubled
     assert_close(engine(X), reference.gradients(net, X))
 
