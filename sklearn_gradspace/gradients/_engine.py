@@ -37,7 +37,7 @@ CACHE_BYTES = 2**24
 _PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
-_FEW_BYTES = 2**21  # of what comes back of a scalar: so few take less time than the calls of a pass
+_FEW_BYTES, _FEW_BYTES_ELSEWHERE = 2**21, 2**26  # so few that come back take less time than the calls of a pass
 _LINE = 16  # single precision numbers of a line of the cache
 
 Finish = Callable[[ForwardPass, Tensor], Tensor | None]
@@ -468,7 +468,8 @@ class GradientEngine:
 
         A pass reads all weights: one for several scalars is faster where less than these comes back of each.
         """
-        if not self.together_bytes or n * self.label_bytes > max(self._weight_bytes, _FEW_BYTES):
+        few = _FEW_BYTES if self.device.type == "cpu" else _FEW_BYTES_ELSEWHERE
+        if not self.together_bytes or n * self.label_bytes > max(self._weight_bytes, few):
             return 1
         return self._bytes_of_transforms // max(1, n * self.together_bytes)
 
