@@ -458,7 +458,7 @@ class GradientEngine:
         if together > 1:
             try:
                 return self._pass(X, None, together)
-            except RuntimeError as error:  # of steps for one scalar alone, which the rows that were tried did not take
+            except Exception as error:  # of steps for one alone, which the rows that were tried did not take
                 if is_out_of_memory(error):
                     raise
         return self._pass(X, labels)
