@@ -511,6 +511,21 @@ class OnDemand(nn.Module):
         return self.head(h.tanh())
 
 
+class Distances(nn.Module):
+    """Distances to points of a parameter, which torch differentiates wrongly under two batches of cotangents."""
+
+    def __init__(self, in_a_layer):
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+        if in_a_layer:
+            self.points = nn.Linear(5, 10, bias=False)
+        else:
+            self.weight = nn.Parameter(torch.randn(10, 5))
+
+    def forward(self, x):
+        return -torch.cdist(self.layer(x).tanh(), self.points.weight if hasattr(self, "points") else self.weight)
+
+
 class _Twice(torch.autograd.Function):
     """Goes back through NumPy, which takes no batch of cotangents for one."""
 

@@ -1,8 +1,8 @@
 """The engine: per-sample gradients of scalars of a net's output, for one scalar a row or for all of them.
 
 A net and a batch enter; gradients of shape (n, n_params) or (n, n_labels, n_params) leave. One forward pass serves all
-scalars; one backward pass for each goes to the outputs of the layers only, and a rule for each layer turns what arrives
-there into the gradients of its parameters.
+scalars; a backward pass for one or several goes to the outputs of the layers only, and a rule for each layer turns what
+arrives there into the gradients of its parameters.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import prod
+from numbers import Integral
 from threading import local
 from types import MappingProxyType
 
@@ -22,7 +23,7 @@ from ._computing import computing
 from ._forward import ForwardPass, forward_pass, net_output
 from ._group_norm import guard_group_norms
 from ._memory import RowLimit, free_bytes, is_out_of_memory
-from ._outputs import SCALARS, Labels, Scalar, check_finite
+from ._outputs import SCALARS, Labels, NotFiniteError, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
@@ -37,7 +38,6 @@ CACHE_BYTES = 2**24
 _PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
-_FEW_BYTES, _FEW_BYTES_ELSEWHERE = 2**21, 2**26  # so few that come back take less time than the calls of a pass
 _LINE = 16  # single precision numbers of a line of the cache
 
 Finish = Callable[[ForwardPass, Tensor], Tensor | None]
@@ -158,7 +158,6 @@ class GradientEngine:
         self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self.output)
         self.row_limit = RowLimit(self.device)
-        self._weight_bytes = sum(p.nbytes for p in self._module.parameters())
 
     def copy_of_net(self) -> nn.Module:
         """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated.
@@ -201,7 +200,7 @@ class GradientEngine:
         return {name: forward.uses.get(id(self._local.parameters[name]), 0) for name in names}
 
     def __getstate__(self) -> dict:
-        attached = ("_local", "_module", "_weight_bytes", "scratch", "apply", "row_limit")
+        attached = ("_local", "_module", "scratch", "apply", "row_limit")
         return {key: value for key, value in vars(self).items() if key not in attached} | {"net": packed(self.net)}
 
     def __setstate__(self, state: dict) -> None:
@@ -332,6 +331,8 @@ class GradientEngine:
         parts : iterator of (slice, Tensor of shape (len(rows), k, n_params))
             The rows of a part, and their gradients, or what `finish` returned, valid until the next is asked for.
         """
+        if not (batch_size is None or (isinstance(batch_size, Integral) and batch_size > 0)):
+            raise ValueError(f"batch_size={batch_size!r} is no positive number of rows.")
         if isinstance(labels, str) and labels != "predicted":
             raise ValueError(f"labels={labels!r} is neither 'predicted' nor a number for each row.")
         each = labels is not None and not isinstance(labels, str)
@@ -454,29 +455,28 @@ class GradientEngine:
         forward : ForwardPass
             What went into the layers, and what came back to them.
         """
-        together = self._together(len(X)) if labels is None else 1
-        if together > 1:
+        scalars = self._scalars_a_pass(len(X)) if labels is None else 1
+        if scalars > 1:
             try:
-                return self._pass(X, None, together)
+                return self._pass(X, None, scalars)
+            except NotFiniteError:
+                raise
             except Exception as error:  # of steps for one alone, which the rows that were tried did not take
                 if is_out_of_memory(error):
                     raise
+                self.together_bytes = 0  # not tried again
         return self._pass(X, labels)
 
-    def _together(self, n: int) -> int:
-        """Return for how many scalars of `n` rows one backward pass goes.
+    def _scalars_a_pass(self, n: int) -> int:
+        """Return for how many scalars of `n` rows one backward pass goes."""
+        taken = n * self.together_bytes
+        return max(1, self._bytes_at_once // taken) if taken else 1
 
-        A pass reads all weights: one for several scalars is faster where less than these comes back of each.
-        """
-        few = _FEW_BYTES if self.device.type == "cpu" else _FEW_BYTES_ELSEWHERE
-        if not self.together_bytes or n * self.label_bytes > max(self._weight_bytes, few):
-            return 1
-        return self._bytes_of_transforms // max(1, n * self.together_bytes)
-
-    def _pass(self, X: np.ndarray, labels: Labels, together: int = 1) -> ForwardPass:
-        inputs = self.inputs(X, plain=together > 1)
+    def _pass(self, X: np.ndarray, labels: Labels, scalars: int = 1) -> ForwardPass:
+        # Several scalars go back faster through images in the usual order.
+        inputs = self.inputs(X, plain=scalars > 1)
         forward = forward_pass(
-            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, together=together
+            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, scalars_a_pass=scalars
         )
         if self.device.type == "cpu":
             check_finite(forward.outputs)  # elsewhere it would wait for the device; NaN shows in the gradients
@@ -484,7 +484,7 @@ class GradientEngine:
         forward = tried or replace(forward, calls={}, as_tried=False)
         if not self.transform_bytes:
             return forward
-        return replace(forward, at_once=self._bytes_of_transforms // self.transform_bytes)
+        return replace(forward, at_once=self._bytes_at_once // self.transform_bytes)
 
     def inputs(self, X: np.ndarray, plain: bool = False) -> Tensor:
         """Return rows as the net takes them, on the device; `plain` in the usual order of memory.
@@ -527,7 +527,7 @@ class GradientEngine:
 
         They are those of the pass through the net, of what comes back to the layers, of the gradients of `features`
         rows, by default `n`, and of what does not depend on rows: torch holds the weights once more in the order of
-        memory that it computes in, and some scratch.
+        memory that it computes in, some scratch, and pieces of the work of `torch.func`, or for several scalars.
 
         Parameters
         ----------
@@ -545,7 +545,10 @@ class GradientEngine:
         """
         k = self.n_labels if all_labels else 1
         features = n if features is None else features
-        return self._constant_bytes + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
+        constant = sum(p.nbytes for p in self._module.parameters()) + _SCRATCH_BYTES
+        if self.transform_bytes or (all_labels and self.together_bytes):
+            constant += self._bytes_at_once
+        return constant + n * (self.row_bytes + k * self.label_bytes) + features * k * self._gradient_bytes
 
     def needed(self, all_labels: bool = True) -> str:
         """Return what a pass of one row takes, beside what is free, and the way out.
@@ -567,13 +570,8 @@ class GradientEngine:
         return _aligned(self.n_params) * self.feature_dtype.itemsize
 
     @property
-    def _constant_bytes(self) -> int:
-        transforms = self._bytes_of_transforms if self.transform_bytes or self.together_bytes else 0
-        return self._weight_bytes + _SCRATCH_BYTES + transforms
-
-    @property
-    def _bytes_of_transforms(self) -> int:
-        """What `torch.func` may take at a time: of one row and scalar at least, of which parameters need it."""
+    def _bytes_at_once(self) -> int:
+        """What `torch.func` and passes back for several scalars may take: a row and scalar of the former at least."""
         return max(_SCRATCH_BYTES if self.device.type == "cpu" else _PART_BYTES_ELSEWHERE, self.transform_bytes)
 
     def _beside_free(self, n_bytes: int) -> str:

@@ -113,6 +113,18 @@ class ForwardPass:
         cut = {name: getattr(self, name)[part] for name in ("inputs", "outputs", "cotangents")}
         return replace(self, calls=calls, **cut)
 
+    def doubled(self) -> "ForwardPass":
+        """Return the pass for each scalar and, after these, for each times two."""
+
+        def and_twice(of_scalars: Tensor) -> Tensor:
+            return torch.cat([of_scalars, 2 * of_scalars], 1)
+
+        calls = {
+            layer: [call and call._replace(deltas=tuple(map(and_twice, call.deltas))) for call in of_layer]
+            for layer, of_layer in self.calls.items()
+        }
+        return replace(self, calls=calls, cotangents=and_twice(self.cotangents))
+
     def layer_of(self, name: str) -> str:
         """Return the innermost module around a parameter that was called; its own where none was.
 
@@ -174,7 +186,7 @@ def forward_pass(
     scratch: Scratch | None = None,
     keep_graph: bool = False,
     any_order: bool = False,
-    together: int = 1,
+    scalars_a_pass: int = 1,
 ) -> ForwardPass:
     """Return a pass through `module`, for one scalar a row or for all.
 
@@ -193,8 +205,8 @@ def forward_pass(
         Whether the outputs can still be differentiated.
     any_order : bool
         Whether there are calls where the net puts rows in another order, too.
-    together : int
-        Number of scalars for which one backward pass goes; some steps can go back for one alone.
+    scalars_a_pass : int
+        For how many scalars one backward pass goes; some steps can go back for one alone.
     """
     with captured({name: module.get_submodule(name) for name in layers}, len(inputs), keep_graph) as calls:
         outputs = apply(module, inputs.clone())  # a net may write over what it gets
@@ -204,7 +216,7 @@ def forward_pass(
             "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
     forms, found = cotangents(scalar, outputs, labels), survey(outputs)
-    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order, together)
+    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order, scalars_a_pass)
     outputs = outputs if keep_graph else outputs.detach()
     return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch(), found.uses)
 
@@ -322,7 +334,7 @@ def _with_deltas(
     forms: Tensor,
     keep_graph: bool,
     may_move: bool,
-    together: int,
+    scalars_a_pass: int,
 ) -> dict[str, list[LayerCall | None]]:
     """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend.
 
@@ -335,8 +347,8 @@ def _with_deltas(
     def back(form: Tensor, keep: bool = True) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(outputs, edges, form, retain_graph=keep, allow_unused=True)
 
-    if together > 1:
-        deltas = _together(back, forms, together)
+    if scalars_a_pass > 1:
+        deltas = _batched(back, forms, scalars_a_pass)
     else:
         keep, last = keep_graph or may_move, forms.shape[1] - 1
         passes = [back(form, keep or j < last) for j, form in enumerate(forms.unbind(1))]
@@ -366,7 +378,7 @@ def _rows_stay(back: Backward, form: Tensor, deltas: list[Tensor | None]) -> boo
     a row's number.
     """
     rows = torch.arange(len(form), device=form.device)
-    for digit in range(max(1, math.ceil(math.log(len(form), 8)))):
+    for digit in range(max(1, math.ceil(math.log(max(1, len(form)), 8)))):
         weights = torch.exp2((rows // 8**digit % 8).to(form.dtype))
         for delta, found in zip(deltas, back(form * weights[:, None])):
             if delta is not None:
@@ -376,8 +388,8 @@ def _rows_stay(back: Backward, form: Tensor, deltas: list[Tensor | None]) -> boo
     return True
 
 
-def _together(back: Backward, forms: Tensor, at_once: int) -> list[Tensor | None]:
-    """Return what comes back of all forms, of shape (n, k, ...), of some of them by one pass."""
+def _batched(back: Backward, forms: Tensor, forms_a_pass: int) -> list[Tensor | None]:
+    """Return what comes back of all forms, of shape (n, k, ...), of several by one pass."""
     used: list[bool] = []
 
     def found(form: Tensor) -> tuple[Tensor, ...]:
@@ -385,7 +397,7 @@ def _together(back: Backward, forms: Tensor, at_once: int) -> list[Tensor | None
         used[:] = [gradient is not None for gradient in gradients]
         return tuple(gradient for gradient in gradients if gradient is not None)
 
-    deltas = iter(torch.vmap(found, in_dims=1, out_dims=1, chunk_size=at_once)(forms))
+    deltas = iter(torch.vmap(found, in_dims=1, out_dims=1, chunk_size=forms_a_pass)(forms))
     return [next(deltas) if is_used else None for is_used in used]
 
 

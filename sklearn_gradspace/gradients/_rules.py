@@ -24,6 +24,7 @@ Rule = Callable[[ForwardPass, Gradients], None]
 _TRUTH_BYTES = 2**26  # gradients that are compared with autograd's at a time
 _AGAIN_BYTES = 2**24  # gradients of a layer's second call, and those that follow, that are added at a time
 _NOT_ALL = "its layer's own gradient is not the whole of it"
+_NOT_RIGHT = "torch.func fails on its layer, or is not right"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def unused(forward: ForwardPass, out: Gradients) -> None:
 
 
 RULES: dict[str, Rule] = {rule.__name__: rule for rule in (closed_form, layer_transform, net_transform, loop, unused)}
+_TRANSFORMS = (layer_transform, net_transform)
 LAYER_RULES = (closed_form.__name__, layer_transform.__name__)
 
 
@@ -164,7 +166,9 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
             for name, right in trial.passes(rule, tried).items():
                 if right:
                     own, why = candidates[name]
-                    chosen[name] = ParameterRule(name, rule.__name__, _NOT_ALL if general and own else why)
+                    if general and own:
+                        why = _NOT_ALL if own is closed_form else _NOT_RIGHT
+                    chosen[name] = ParameterRule(name, rule.__name__, why)
     missing = [name for name in names if name not in chosen]
     if missing:
         raise ValueError(
@@ -209,10 +213,15 @@ class _Trial:
 
     def passes(self, rule: Rule, names: Sequence[str]) -> dict[str, bool]:
         """Return for each of `names` whether `rule` gives the true gradients, zero up to rounding of the largest."""
-        found = {name: self.truth[name].new_full(self.truth[name].shape, torch.nan) for name in names}
+        if not names:
+            return {}
+        # A transform may be right for one scalar, and mix what goes back for two.
+        forward, scalars = (self.forward.doubled(), 2) if rule in _TRANSFORMS else (self.forward, 1)
+        truths = {name: self.truth[name].squeeze(1) for name in names}
+        found = {name: t.new_full((len(t), scalars, *t.shape[1:]), torch.nan) for name, t in truths.items()}
         try:
             with torch.no_grad():
-                rule(self.forward, found) if names else None
+                rule(forward, found)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # of transforms that cannot
             if is_out_of_memory(error):
                 raise
@@ -220,8 +229,11 @@ class _Trial:
         # The loop is right wherever a row's gradient is a fact at all: it may differ by rounding inside the net.
         rounding = 1e-6 if rule is loop else 100 * torch.finfo(self.forward.outputs.dtype).eps
         return {
-            name: _size(mine.sub_(self.truth[name])) <= rounding * (1e3 * _size(self.truth[name]) + self.largest)
-            for name, mine in found.items()
+            name: all(
+                _size(of_scalar.sub_(truth, alpha=times)) <= rounding * (1e3 * _size(truth) + self.largest)
+                for times, of_scalar in enumerate(found[name].unbind(1), 1)
+            )
+            for name, truth in truths.items()
         }
 
 

@@ -35,6 +35,7 @@ _ROWS_ALONE = 16  # whose outputs, of few parameters, are compared with those of
 def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     """Tell the engine what its net takes and returns, and by which rules its gradients are right."""
     n_rows = _ROWS if engine.n_params < _MANY else _ROWS_OF_MANY
+    sample = np.asarray(sample)
     if not len(sample):
         raise ValueError("sample has no rows: a few rows of data decide how gradients are computed.")
     chosen = np.linspace(0, len(sample) - 1, n_rows, dtype=int)
@@ -167,20 +168,18 @@ def _together_bytes(engine: "GradientEngine", X: np.ndarray) -> int:
     A few outputs tell: there may be thousands.
     """
 
-    def one_pass(together: int) -> ForwardPass:
+    def one_pass(scalars: int) -> ForwardPass:
         inputs, layers = engine.inputs(X, plain=True), engine.signature
-        return forward_pass(engine.apply, engine.module, layers, inputs, _few, together=together)
+        return forward_pass(engine.apply, engine.module, layers, inputs, _few, scalars_a_pass=scalars)
 
-    expected = _deltas(one_pass(together=1))
+    expected = _deltas(one_pass(1))
     try:
         with PeakBytes() as peak:
-            forward = one_pass(together=_FEW_LABELS + 1)
-    except Exception as error:  # of steps that go back for one scalar alone, which may be the user's
-        if is_out_of_memory(error):
-            raise
+            forward = one_pass(_FEW_LABELS + 1)
+    except Exception:  # of steps that go back for one scalar alone, which may be the user's
         return 0
     found, k = _deltas(forward), forward.cotangents.shape[1]
-    same = len(found) == len(expected) and all(_is_close(*pair) for pair in zip(found, expected))
+    same = len(found) == len(expected) and all(map(_differ_by_rounding, found, expected))
     # As much again for what is made inside of the steps.
     return max(1, (2 * peak.n_bytes // len(X) - engine.row_bytes) // k) if same else 0
 
@@ -193,7 +192,7 @@ def _deltas(forward: ForwardPass) -> list[Tensor]:
     return [delta for calls in forward.calls.values() for call in calls if call for delta in call.deltas]
 
 
-def _is_close(found: Tensor, truth: Tensor) -> bool:
+def _differ_by_rounding(found: Tensor, truth: Tensor) -> bool:
     rounding = torch.finfo(truth.dtype).eps ** 0.5
     return not truth.numel() or bool((found - truth).abs().amax() <= rounding * truth.abs().amax())
 

@@ -50,7 +50,7 @@ def assert_equals_the_sum(layer, shape, k):
 
 
 @each
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [1, 2, 12])  # twelve times the channels are more than the positions
 @pytest.mark.parametrize("window_bytes", [1, 1500, 2**30])
 def test_windows_in_parts(layer, shape, k, window_bytes, monkeypatch):
     monkeypatch.setattr(_convolution, "_WINDOW_BYTES", window_bytes)

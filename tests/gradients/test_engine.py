@@ -23,6 +23,7 @@ from resnet import ResNet18
 from torch import nn
 
 from sklearn_gradspace.gradients import GradientEngine, _engine, _trial
+from sklearn_gradspace.gradients._outputs import NotFiniteError
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_classifier = pytest.mark.parametrize(
@@ -46,10 +47,54 @@ def test_all_labels_equal_the_loop(case, device):
 
 @every_case
 def test_one_backward_pass_for_all_labels_equals_the_loop(case, device, monkeypatch):
-    monkeypatch.setattr(_trial, "_FEW_LABELS", 0)
+    monkeypatch.setattr(_trial, "_FEW_LABELS", 1)
     engine = case.engine(device)
-    assert engine.together_bytes
+    assert bool(engine.together_bytes) is (engine.n_labels > 1 and "distances" not in case.name)
     assert_close(engine(case.X), truth(case))
+
+
+@pytest.mark.parametrize("bytes_at_once, expected", [(1, 1), (2.5, 2), (5.5, 5), (12, 12), (100, 100)])
+def test_as_many_labels_go_back_together_as_memory_allows(bytes_at_once, expected, device, monkeypatch):
+    case = BY_NAME["many classes"]
+    engine = case.engine(device)
+    for name in ("_SCRATCH_BYTES", "_PART_BYTES_ELSEWHERE"):
+        monkeypatch.setattr(_engine, name, int(bytes_at_once * case.n * engine.together_bytes))
+    passes = Mock(side_effect=_engine.forward_pass)
+    monkeypatch.setattr(_engine, "forward_pass", passes)
+    assert_close(engine(case.X), truth(case))
+    assert passes.call_args.kwargs["scalars_a_pass"] == expected
+
+
+def test_rows_that_are_not_finite_are_named_after_one_pass(monkeypatch):
+    net = nn.Linear(4, 6)
+    X = np.ones((3, 4), np.float32)
+    engine = GradientEngine(net, X)
+    monkeypatch.setattr(_engine, "forward_pass", Mock(side_effect=_engine.forward_pass))
+    X[1] = np.nan
+    with pytest.raises(NotFiniteError, match=r"rows \[1\]"):
+        engine(X)
+    assert _engine.forward_pass.call_count == 1
+
+
+def test_no_rows_of_a_net_that_sorts_them_have_no_gradients(device):
+    case = BY_NAME["rows sorted"]
+    engine = case.engine(device)
+    assert engine(case.X[:0]).shape == (0, engine.n_labels, engine.n_params)
+    engine.forward(case.X[:0])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, "auto", 1.5])
+def test_a_batch_size_is_a_number_of_rows(batch_size):
+    engine = GradientEngine(nn.Linear(4, 6), np.ones((2, 4), np.float32))
+    with pytest.raises(ValueError, match=f"batch_size={batch_size!r} is no positive number of rows."):
+        engine(np.ones((2, 4), np.float32), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_samples_are_whatever_is_an_array(kind):
+    X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    net = nn.Linear(4, 6)
+    assert_close(GradientEngine(net, kind(X))(X), GradientEngine(net, X)(X))
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
@@ -60,6 +105,7 @@ def test_steps_that_go_back_for_one_label_at_a_time(everywhere, device):
     assert (engine.together_bytes == 0) is everywhere
     X[1] += 10  # where each of them is doubled
     assert_close(engine(X), reference.gradients(net, X))
+    assert engine.together_bytes == 0
 
 
 def test_memory_that_runs_out_in_a_pass_for_all_labels_is_no_such_step(monkeypatch):
