@@ -209,7 +209,7 @@ class _Trial:
         self.forward, self.largest = forward, largest
         parameters = {name: forward.module.get_parameter(name) for name in names}
         rows = [autograd(row, parameters, c[0]) for row, c in zip(forward.outputs, forward.cotangents)]
-        self.truth = {name: torch.stack([row[name] for row in rows]).unsqueeze(1) for name in names}
+        self.truth = {name: torch.stack([row[name] for row in rows]) for name in names}
 
     def passes(self, rule: Rule, names: Sequence[str]) -> dict[str, bool]:
         """Return for each of `names` whether `rule` gives the true gradients, zero up to rounding of the largest."""
@@ -217,7 +217,7 @@ class _Trial:
             return {}
         # A transform may be right for one scalar, and mix what goes back for two.
         forward, scalars = (self.forward.doubled(), 2) if rule in _TRANSFORMS else (self.forward, 1)
-        truths = {name: self.truth[name].squeeze(1) for name in names}
+        truths = {name: self.truth[name] for name in names}
         found = {name: t.new_full((len(t), scalars, *t.shape[1:]), torch.nan) for name, t in truths.items()}
         try:
             with torch.no_grad():
