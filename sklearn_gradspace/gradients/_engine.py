@@ -459,10 +459,8 @@ class GradientEngine:
         if scalars > 1:
             try:
                 return self._pass(X, None, scalars)
-            except NotFiniteError:
-                raise
             except Exception as error:  # of steps for one alone, which the rows that were tried did not take
-                if is_out_of_memory(error):
+                if isinstance(error, NotFiniteError) or is_out_of_memory(error):
                     raise
                 self.together_bytes = 0  # not tried again
         return self._pass(X, labels)

@@ -22,8 +22,7 @@ from nets import Doubled, OnDemand
 from resnet import ResNet18
 from torch import nn
 
-from sklearn_gradspace.gradients import GradientEngine, _engine, _trial
-from sklearn_gradspace.gradients._outputs import NotFiniteError
+from sklearn_gradspace.gradients import GradientEngine, NotFiniteError, _engine, _trial
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_classifier = pytest.mark.parametrize(

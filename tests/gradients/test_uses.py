@@ -256,7 +256,7 @@ def test_sparse_tensors_in_lists_and_containers_that_hold_themselves_travel(devi
     assert_close(engine(X), reference.gradients(net, X))
 
 
-@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")  # torch's word on the layer that is meant to be empty
 def test_layers_without_entries_have_no_gradients(device):
     net = nn.Sequential(nn.Linear(6, 3), Beside(nn.Linear(3, 0))).double()
     assert_close(GradientEngine(net, X, "all", device)(X), reference.gradients(net, X))
