@@ -22,7 +22,7 @@ from ._blocks import choose_parameters, make_blocks
 from ._computing import computing
 from ._forward import ForwardPass, forward_pass, net_output
 from ._group_norm import guard_group_norms
-from ._memory import RowLimit, free_bytes, is_out_of_memory
+from ._memory import RowLimit, empty, free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, NotFiniteError, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
@@ -260,8 +260,7 @@ class GradientEngine:
         Tensor of shape (n, n_params) or (n, n_labels, n_params)
             The gradients, such as ``d CE(f_w(x), c) / d w``, on the engine's device.
         """
-        with self.computing():
-            out = self.allocate(len(X), labels is None) if out is None else out
+        out = self.allocate(len(X), labels is None) if out is None else out
         shape = (len(X), self.n_params) if labels is not None else (len(X), self.n_labels, self.n_params)
         if out.shape != shape:
             raise ValueError(f"out has shape {tuple(out.shape)}; the gradients of X have {shape}.")
@@ -294,7 +293,7 @@ class GradientEngine:
         n_columns = self.n_params if n_columns is None else n_columns
         shape = (n, self.n_labels, n_columns) if all_labels else (n, n_columns)
         try:
-            return torch.empty(shape, dtype=self.feature_dtype, device=self.device)
+            return empty(shape, self.feature_dtype, self.device)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -354,11 +353,13 @@ class GradientEngine:
         step = min(len(X), self.part_rows(k))
         lent = self.scratch.lent("gradients", (step, k, _aligned(self.n_params)), self.feature_dtype, self.device)
         with lent if out is None else nullcontext() as place:
+            whole = place[..., : self.n_params] if out is None else out
+            places, rules = self.places(whole), self.rules_for(forward)
             for rows in slices(len(X), step):
-                gradients = place[: rows.stop - rows.start, :, : self.n_params] if out is None else out[rows]
+                at = slice(rows.stop - rows.start) if out is None else rows
+                gradients, part = whole[at], forward.rows(rows)
                 with self.computing():
-                    part = forward.rows(rows)
-                    self.write(part, gradients)
+                    write_gradients(part, rules, {name: of_whole[at] for name, of_whole in places.items()})
                     finished = None if finish is None else finish(part, gradients)
                 yield rows.stop - rows.start, gradients if finished is None else finished
 
@@ -394,18 +395,6 @@ class GradientEngine:
                 f"{labels.flatten()[:10].tolist()}{' and so on' if labels.numel() > 10 else ''}."
             )
         return labels
-
-    def write(self, forward: ForwardPass, out: Tensor) -> None:
-        """Write the gradients of a pass of n rows and k scalars to `out`, of shape (n, k, n_params).
-
-        Parameters
-        ----------
-        forward : ForwardPass
-            The pass.
-        out : Tensor of shape (n, k, n_params)
-            Where to write.
-        """
-        write_gradients(forward, self.rules_for(forward), self.places(out))
 
     def rules_for(self, forward: ForwardPass) -> Sequence[ParameterRule]:
         """Return `rules`, or the loop where rows took another way through the net than those that decided on these.

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from ._blocks import Block
 from ._engine import GradientEngine
 from ._forward import ForwardPass
+from ._memory import empty
 from ._outputs import Labels
 from ._passes import slices
 from ._rules import outer_factors, write_gradients
@@ -230,4 +231,4 @@ class FactoredGradients:
             write_gradients(forward, [self._rules[block.name]], {block.name: shaped})
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.empty(shape, dtype=self._engine.feature_dtype, device=self._engine.device)
+        return empty(shape, self._engine.feature_dtype, self._engine.device)

@@ -193,8 +193,7 @@ class GradientFeatures:
 
     def __call__(self, X: np.ndarray, labels: Tensor | None = None) -> Tensor:
         """Return features of shape (n, n_features), or (n, n_labels, n_features) where `labels` is None."""
-        with self.engine.computing():
-            features = self.engine.allocate(len(X), labels is None and self.labels == "all", self.n_features)
+        features = self.engine.allocate(len(X), labels is None and self.labels == "all", self.n_features)
         views = features if features.ndim == 3 else features.unsqueeze(1)
         for _ in self.parts(X, labels, views):
             pass

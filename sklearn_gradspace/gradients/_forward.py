@@ -79,6 +79,8 @@ class ForwardPass:
     apply : callable
         From (module, inputs) to outputs of shape (n, n_outputs).
     module : Module
+    layers : dict of str to Module
+        Those whose calls were recorded.
     inputs : Tensor of shape (n, ...)
     outputs : Tensor of shape (n, n_outputs)
     calls : dict of str to list of LayerCall or None
@@ -96,6 +98,7 @@ class ForwardPass:
 
     apply: Callable[[nn.Module, Tensor], Tensor]
     module: nn.Module
+    layers: Mapping[str, nn.Module]
     inputs: Tensor
     outputs: Tensor
     calls: Mapping[str, list[LayerCall | None]]
@@ -208,7 +211,8 @@ def forward_pass(
     scalars_a_pass : int
         For how many scalars one backward pass goes; some steps can go back for one alone.
     """
-    with captured({name: module.get_submodule(name) for name in layers}, len(inputs), keep_graph) as calls:
+    modules = {name: module.get_submodule(name) for name in layers}
+    with captured(modules, len(inputs), keep_graph) as calls:
         outputs = apply(module, inputs.clone())  # a net may write over what it gets
     if not outputs.requires_grad:
         raise ValueError(
@@ -218,7 +222,7 @@ def forward_pass(
     forms, found = cotangents(scalar, outputs, labels), survey(outputs)
     calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order, scalars_a_pass)
     outputs = outputs if keep_graph else outputs.detach()
-    return ForwardPass(apply, module, inputs, outputs, calls, forms, scratch or Scratch(), found.uses)
+    return ForwardPass(apply, module, modules, inputs, outputs, calls, forms, scratch or Scratch(), found.uses)
 
 
 def net_output(output: Callable | None = None) -> Callable[[nn.Module, Tensor], Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._engine import GradientEngine
 from ._factored import FactoredGradients
-from ._memory import RowLimit, is_out_of_memory
+from ._memory import RowLimit, empty, is_out_of_memory
 from ._passes import progress, slices
 from ._projection import Projection
 from ._ridge import mirror_lower
@@ -152,8 +152,7 @@ class GradientGram:
     def __call__(self, X: Rows, Y: Rows | None = None) -> Tensor:
         """Return the kernel of shape (n, m) of rows `X` with rows `Y`, by default with themselves."""
         n, m = len(X), len(X if Y is None else Y)
-        with self.engine.computing():  # what is made in inference mode cannot be written to outside of it
-            kernel = torch.empty(n, m, dtype=self.engine.feature_dtype, device=self.engine.device)
+        kernel = empty((n, m), self.engine.feature_dtype, self.engine.device)
 
         def write(rows: slice, tiles: Tiles) -> None:
             for columns, values in tiles:

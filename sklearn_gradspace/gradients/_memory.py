@@ -1,12 +1,15 @@
-"""Memory: refusing what cannot fit, and going on with fewer rows where something did not."""
+"""Memory: asking for it, refusing what cannot fit, and going on with fewer rows where something did not."""
 
 import gc
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +19,26 @@ from ._user import warn_user
 Result = TypeVar("Result")
 
 _CPU = torch.device("cpu")
+_LARGE = 2**22  # bytes from which on NumPy asks the system for large pages
+_LINE = 64  # bytes of a line of a CPU's cache
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an uninitialised tensor, on a CPU in NumPy's memory: its large pages are had in a quarter of the time.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+    device : device
+    """
+    size = prod(shape) * dtype.itemsize
+    with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
+        if device.type != "cpu" or size < _LARGE:
+            return torch.empty(shape, dtype=dtype, device=device)
+        memory = torch.from_numpy(np.empty(size + _LINE, np.uint8))
+        start = -memory.data_ptr() % _LINE
+        return memory[start : start + size].view(dtype).view(shape)
 
 
 def available_bytes() -> int | None:

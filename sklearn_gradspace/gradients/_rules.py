@@ -132,7 +132,7 @@ def outer_factors(
         calls = forward.calls.get(layer, [])
         if len(calls) == 1 and name.endswith("weight") and calls[0].arguments[0].ndim == 2:
             inputs, deltas = calls[0].arguments[0], calls[0].deltas[0]
-            linear = isinstance(forward.module.get_submodule(layer), nn.Linear)
+            linear = isinstance(forward.layers[layer], nn.Linear)
             if linear and torch.promote_types(inputs.dtype, dtype) == dtype:
                 factors[name] = deltas.detach().to(dtype), inputs.detach().to(dtype)
     return factors
@@ -181,7 +181,7 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
 
 def _rule_of_layer(forward: ForwardPass, name: str, graph: StepGraph) -> tuple[Rule | None, str]:
     layer_name = forward.layer_of(name)
-    layer, calls = forward.module.get_submodule(layer_name), forward.calls[layer_name]
+    layer, calls = forward.layers[layer_name], forward.calls[layer_name]
     if not calls:
         return None, "used outside of its module's forward"
     if None in calls:
@@ -275,8 +275,10 @@ def _by_layer(forward: ForwardPass, out: Gradients, write: Callable) -> None:
         layer = forward.layer_of(name)
         by_layer.setdefault(layer, {})[_own_name(name, layer)] = place
     for layer, own in by_layer.items():
-        module, (first, *others) = forward.module.get_submodule(layer), forward.calls[layer]
+        module, (first, *others) = forward.layers[layer], forward.calls[layer]
         write(module, first, own)
+        if not others:
+            continue
         step = _AGAIN_BYTES // max(1, sum(place[:, 0].nbytes for place in own.values()))
         for call, scalars in product(others, slices(forward.cotangents.shape[1], max(1, step))):
             more = {name: torch.empty_like(place[:, scalars]) for name, place in own.items()}

@@ -11,6 +11,8 @@ from threading import local
 import torch
 from torch import Tensor
 
+from ._memory import empty
+
 _KEPT_BYTES = 2**25  # what is larger goes back to the system
 
 
@@ -36,17 +38,14 @@ class Scratch:
     def lent(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
         """Lend an uninitialised tensor, which nobody else gets as long as the context lasts."""
         if device.type != "cpu":  # whose allocators keep memory themselves
-            with torch.inference_mode(False):
-                tensor = torch.empty(shape, dtype=dtype, device=device)
-            yield tensor
+            yield empty(shape, dtype, device)
             return
         buffers, size = vars(self._local), prod(shape)
         key = f"{name} {dtype}"
         buffer = buffers.pop(key, None)
         if buffer is None or buffer.numel() < size:
             buffer = None  # given back before more is taken
-            with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
-                buffer = torch.empty(size, dtype=dtype)
+            buffer = empty((size,), dtype, device)
         try:
             yield buffer[:size].view(shape)
         finally:
