@@ -100,6 +100,7 @@ class GradientEngine:
     """
 
     # What is found out on a few rows.
+    n_axes: int
     input_dtype: torch.dtype
     channels_last: bool
     n_labels: int
@@ -352,14 +353,14 @@ class GradientEngine:
         k = forward.cotangents.shape[1]
         step = min(len(X), self.part_rows(k))
         lent = self.scratch.lent("gradients", (step, k, _aligned(self.n_params)), self.feature_dtype, self.device)
-        with lent if out is None else nullcontext() as place:
-            whole = place[..., : self.n_params] if out is None else out
+        with lent if out is None else nullcontext() as buffer:
+            whole = buffer[..., : self.n_params] if out is None else out
             places, rules = self.places(whole), self.rules_for(forward)
             for rows in slices(len(X), step):
                 at = slice(rows.stop - rows.start) if out is None else rows
                 gradients, part = whole[at], forward.rows(rows)
                 with self.computing():
-                    write_gradients(part, rules, {name: of_whole[at] for name, of_whole in places.items()})
+                    write_gradients(part, rules, {name: place[at] for name, place in places.items()})
                     finished = None if finish is None else finish(part, gradients)
                 yield rows.stop - rows.start, gradients if finished is None else finished
 
@@ -488,7 +489,13 @@ class GradientEngine:
         inputs : Tensor of shape (n, ...)
             The rows, in the engine's precision.
         """
-        inputs = to_device(torch.from_numpy(np.array(X, order="C")), self.device).to(self.input_dtype)
+        rows = np.array(X, order="C")
+        if rows.dtype.kind not in "buif" or rows.ndim != self.n_axes:
+            raise ValueError(
+                f"rows must be real numbers in an array of {self.n_axes} axes, as many as `sample` has, the first of them "
+                f"over rows; these have shape {rows.shape} and dtype {rows.dtype}. A single row is X[:1]."
+            )
+        inputs = to_device(torch.from_numpy(rows), self.device).to(self.input_dtype)
         last = self.channels_last and not plain
         return inputs.contiguous(memory_format=torch.channels_last) if last else inputs
 

@@ -39,7 +39,7 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     if not len(sample):
         raise ValueError("sample has no rows: a few rows of data decide how gradients are computed.")
     chosen = np.linspace(0, len(sample) - 1, n_rows, dtype=int)
-    X = sample[chosen]
+    X, engine.n_axes = sample[chosen], sample.ndim
     refuse_batch_statistics(engine.module)
     engine.channels_last = False
     try:

@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -80,3 +81,20 @@ def test_no_machine_has_as_much(allocate):
     with pytest.raises((RuntimeError, MemoryError)) as error:
         allocate(2**55)
     assert _memory.is_out_of_memory(error.value)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (3, 700_001), (2**19, 2, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.bool], ids=str)
+def test_new_memory_is_as_it_was_asked_for_and_can_be_written_to(shape, dtype, device):
+    with torch.inference_mode():
+        tensor = _memory.empty(shape, dtype, device)
+    assert (tensor.shape, tensor.dtype, tensor.device.type) == (shape, dtype, device.type)
+    assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0 and not tensor.is_inference()
+    assert tensor.fill_(1).all()
+
+
+def test_large_memory_is_numpys_on_a_cpu():
+    tracemalloc.start()
+    kept = [_memory.empty((size,), torch.uint8, torch.device("cpu")) for size in (2**22 - 1, 2**22)]
+    assert 2**22 <= tracemalloc.get_traced_memory()[0] < 2**23 and len(kept) == 2  # torch's is not counted
+    tracemalloc.stop()
