@@ -492,8 +492,8 @@ class GradientEngine:
         rows = np.array(X, order="C")
         if rows.dtype.kind not in "buif" or rows.ndim != self.n_axes:
             raise ValueError(
-                f"rows must be real numbers in an array of {self.n_axes} axes, as many as `sample` has, the first of them "
-                f"over rows; these have shape {rows.shape} and dtype {rows.dtype}. A single row is X[:1]."
+                f"rows must be real numbers in an array of {self.n_axes} axes, the first over rows, as in `sample`; "
+                f"these have shape {rows.shape} and dtype {rows.dtype}. A single row is X[:1]."
             )
         inputs = to_device(torch.from_numpy(rows), self.device).to(self.input_dtype)
         last = self.channels_last and not plain

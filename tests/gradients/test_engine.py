@@ -277,7 +277,7 @@ def test_what_a_call_cannot_mean_is_refused():
         engine(np.ones((2, 4)), torch.full((2,), 1.7))
     for rows in (np.ones(4), np.ones((2, 1, 4)), np.full((2, 4), "a")):
         of_rows = rf"{re.escape(str(rows.shape))} and dtype {rows.dtype}"
-        with pytest.raises(ValueError, match=rf"an array of 2 axes, .* over rows; these have shape {of_rows}.*X\[:1\]"):
+        with pytest.raises(ValueError, match=rf"an array of 2 axes, .*; these have shape {of_rows}.*X\[:1\]"):
             engine(rows)
     with pytest.raises(ValueError, match="sample has no rows"):
         GradientEngine(nn.Linear(4, 3), np.ones((0, 4)))
