@@ -52,7 +52,9 @@ def assert_equals_the_sum(layer, shape, k):
 @each
 @pytest.mark.parametrize("k", [1, 2, 12])  # twelve times the channels are more than the positions
 @pytest.mark.parametrize("window_bytes", [1, 1500, 2**30])
-def test_windows_in_parts(layer, shape, k, window_bytes, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])  # NumPy copies, or torch
+def test_windows_in_parts(layer, shape, k, window_bytes, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(_convolution, "_WINDOW_BYTES", window_bytes)
     assert_equals_the_sum(layer, shape, k)
 
