@@ -61,7 +61,7 @@ class Block:
         view : Tensor of shape (..., ``*shape``)
             The same numbers.
         """
-        return gradients.view((*gradients.shape[:-1], *self.shape))
+        return gradients if len(self.shape) == 1 else gradients.view((*gradients.shape[:-1], *self.shape))
 
     def shaped_by_tap(self, gradients: Tensor) -> Tensor:
         """Return what `shaped` does, for memory in which a kernel's taps stand before its channels.

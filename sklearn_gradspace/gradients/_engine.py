@@ -360,7 +360,8 @@ class GradientEngine:
                 at = slice(rows.stop - rows.start) if out is None else rows
                 gradients, part = whole[at], forward.rows(rows)
                 with self.computing():
-                    write_gradients(part, rules, {name: place[at] for name, place in places.items()})
+                    own = places if len(X) == step else {name: place[at] for name, place in places.items()}
+                    write_gradients(part, rules, own)
                     finished = None if finish is None else finish(part, gradients)
                 yield rows.stop - rows.start, gradients if finished is None else finished
 

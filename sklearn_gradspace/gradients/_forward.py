@@ -297,7 +297,7 @@ def _layer_call(args: tuple, kwargs: dict, outputs: list[Tensor], n: int) -> Lay
 
 
 def _has_rows(argument: object, n: int) -> bool:
-    return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == n
+    return isinstance(argument, Tensor) and argument.shape[:1] == (n,)
 
 
 def _versions(arguments: tuple) -> tuple[int, ...]:
