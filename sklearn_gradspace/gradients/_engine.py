@@ -100,13 +100,13 @@ class GradientEngine:
     """
 
     # What is found out on a few rows.
-    n_axes: int
     input_dtype: torch.dtype
     channels_last: bool
     n_labels: int
     rules: EngineReport
     signature: dict[str, list]
-    uses: Mapping[str, int] = MappingProxyType({})  # engines of files of older versions lack it, and the next
+    n_axes: int = 0  # engines of files of older versions lack it, and the next
+    uses: Mapping[str, int] = MappingProxyType({})
     transform_bytes: int = 0
     together_bytes: int = 0
     row_bytes: int
@@ -491,7 +491,7 @@ class GradientEngine:
             The rows, in the engine's precision.
         """
         rows = np.array(X, order="C")
-        if rows.dtype.kind not in "buif" or rows.ndim != self.n_axes:
+        if rows.dtype.kind not in "buif" or self.n_axes not in (0, rows.ndim):
             raise ValueError(
                 f"rows must be real numbers in an array of {self.n_axes} axes, the first over rows, as in `sample`; "
                 f"these have shape {rows.shape} and dtype {rows.dtype}. A single row is X[:1]."
