@@ -56,11 +56,11 @@ class GradientFeaturizer(BaseNetMixin, TransformerMixin, BaseEstimator):
         become 0. At 100 all stay.
     scale : {"minmax", "maxabs", "rms", "layer", "fisher", "kronecker"} or None, default="minmax"
         How selected entries are scaled, by statistics over all rows and labels of `fit`. "minmax": by a coordinate's
-        minimum and range. "maxabs": by its largest magnitude. "rms": by the root mean square of its entries that are
-        not 0. "layer": by that of the whole layer. Zeros stay 0. "fisher": by the root of a coordinate's Fisher
-        information ``E Σ_c p_c g_c²``, of gradients before selection and the probabilities p that the net predicts.
-        "kronecker": gradients are whitened, before `edges` and selection, by the Kronecker-factored Fisher information
-        of their parameter; see Notes.
+        minimum and range, zeros included. "maxabs": by its largest magnitude. "rms": by the root mean square of its
+        entries that are not 0. "layer": by that of the whole layer. Zeros stay 0. "fisher": by the root of a
+        coordinate's Fisher information ``E Σ_c p_c g_c²``, of gradients before selection and the probabilities p that
+        the net predicts. "kronecker": gradients are whitened, before `edges` and selection, by the Kronecker-factored
+        Fisher information of their parameter; see Notes.
     power : float or None, default=0.5
         Exponent p of the power norm ``sign(v) |v|^p``, applied to what is scaled. With p above 1, entries far above 1,
         as there are without `scale`, may become infinite in single precision.

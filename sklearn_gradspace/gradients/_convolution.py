@@ -51,8 +51,8 @@ def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Ten
     elif n_positions >= _MANY_POSITIONS and layer.groups == 1 and c >= _MANY_CHANNELS:
         _by_grouped_convolution(layer, windowed, points, out)
     else:
-        # Windows are copied by tap, which is their order in memory. They, or the products, are turned into the order of
-        # the weights: whichever is less.
+        # Windows are copied in the order of memory, which is by tap, and the products put into that of the weights, or
+        # the other way round: whichever is less.
         by_tap = _is_by_tap(out) or n_positions >= k * out.shape[2] // layer.groups
         _by_windows(layer, windowed, points, out, scratch, in_weight_order=not by_tap)
 
@@ -70,8 +70,11 @@ def _by_windows(
     layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch, in_weight_order: bool
 ) -> None:
     (n, k, m, *positions), (c, *kernel), groups = points.shape, out.shape[3:], layer.groups
-    m, n_positions, n_taps = m // groups, prod(positions), prod(kernel)  # type: ignore[assignment]
+    rank, m, n_positions, n_taps = len(kernel), m // groups, prod(positions), prod(kernel)  # type: ignore[assignment]
     windows = _windows(layer, windowed, positions, kernel).unflatten(-1, (groups, c)).movedim(-2, 1)
+    turns = in_weight_order and _turned_by_numpy(out)  # else copies of windows are in the weights' order at once
+    if in_weight_order and not turns:
+        windows = windows.movedim(-1, 2 + rank)  # (n, groups, *positions, c, *kernel)
     points = points.movedim((1, 2), (-2, -1)).reshape(n, n_positions, k, groups, m).movedim(3, 1)
     points = points.reshape(n, groups, n_positions, k * m).mT  # (n, groups, k · m, positions)
     weights = out.view(n, k, groups, m, c, n_taps)
@@ -81,15 +84,16 @@ def _by_windows(
     limit = _WINDOW_BYTES * torch.get_num_threads() if out.device.type == "cpu" else _WINDOW_BYTES_ELSEWHERE
     step = min(n, max(1, limit // (groups * n_positions * n_taps * c * out.element_size())))
     copies = scratch("windows", (step, *windows.shape[1:]), out.dtype, out.device)
-    turned = scratch("turned windows", copies.shape, out.dtype, out.device) if in_weight_order else None
+    turned = scratch("turned windows", copies.shape, out.dtype, out.device) if turns else None
     products = None if straight else scratch("products", (step * groups, k * m, c * n_taps), out.dtype, out.device)
     for start in range(0, n, step):
         part = slice(start, start + step)
         rows = len(out[part])
-        u = copies[:rows].copy_(windows[part]).view(rows * groups, n_positions, n_taps, c)
+        u = copies[:rows].copy_(windows[part]).view(rows * groups, n_positions, n_taps * c)
         if turned is not None:
-            u = _put(turned[:rows].view(rows * groups, n_positions, c, n_taps), u.mT)
-        u, delta = u.flatten(2), points[part].reshape(rows * groups, k * m, n_positions)
+            by_tap, u = u.unflatten(2, (n_taps, c)), turned[:rows].view(u.shape)
+            _put(u.unflatten(2, (c, n_taps)), by_tap.mT)
+        delta = points[part].reshape(rows * groups, k * m, n_positions)
         if straight:
             torch.bmm(delta, u, out=ordered[part].view(rows, m, c * n_taps))
             continue
@@ -98,12 +102,17 @@ def _by_windows(
         _put(weights[part], product if in_weight_order else product.mT)
 
 
-def _put(place: Tensor, numbers: Tensor) -> Tensor:
-    """Copy to `place`, and return it; on one thread by NumPy, up to twice as fast for numbers in another order."""
-    if place.device.type == "cpu" and torch.get_num_threads() == 1:
+def _put(place: Tensor, numbers: Tensor) -> None:
+    """Copy numbers, which may be in another order, to `place`."""
+    if _turned_by_numpy(place):
         np.copyto(place.numpy(), numbers.numpy())
-        return place
-    return place.copy_(numbers)
+    else:
+        place.copy_(numbers)
+
+
+def _turned_by_numpy(tensor: Tensor) -> bool:
+    """Whether NumPy puts such numbers into another order sooner than torch: up to twice as fast on a single thread."""
+    return tensor.device.type == "cpu" and torch.get_num_threads() == 1 and tensor.dtype != torch.bfloat16
 
 
 def _is_by_tap(weights: Tensor) -> bool:

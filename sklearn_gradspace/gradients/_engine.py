@@ -51,7 +51,7 @@ class GradientEngine:
     net : Module
         Trained net, from (n, ...) to outputs of shape (n, n_outputs). It is shared and never changed.
     sample : ndarray of shape (n, ...)
-        Rows of data, a few of which decide on the rules.
+        Rows of data, a few of which decide on the rules; all that come later have as many axes.
     layers : str or sequence of str
         Which parameters; see :func:`choose_parameters`.
     device : device, optional
@@ -105,7 +105,8 @@ class GradientEngine:
     n_labels: int
     rules: EngineReport
     signature: dict[str, list]
-    n_axes: int = 0  # engines of files of older versions lack it, and the next
+    # Engines of files of older versions lack the next four.
+    n_axes: int = 0
     uses: Mapping[str, int] = MappingProxyType({})
     transform_bytes: int = 0
     together_bytes: int = 0
@@ -143,7 +144,7 @@ class GradientEngine:
             with self.computing():
                 try_out(self, sample)
         except Exception as error:
-            if not is_out_of_memory(error) or isinstance(error, MemoryError):
+            if not is_out_of_memory(error) or type(error) is MemoryError:  # the engine's own
                 raise
             needed = 16 * sum(p.numel() for p in self._module.parameters()) + 64 * max(b.size for b in self.blocks)
             raise MemoryError(
@@ -263,6 +264,8 @@ class GradientEngine:
         """
         out = self.allocate(len(X), labels is None) if out is None else out
         shape = (len(X), self.n_params) if labels is not None else (len(X), self.n_labels, self.n_params)
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            raise ValueError(f"out must be a tensor of {self.feature_dtype}, of shape {shape} for these rows.")
         if out.shape != shape:
             raise ValueError(f"out has shape {tuple(out.shape)}; the gradients of X have {shape}.")
         for _ in self.parts(X, labels, out if labels is None else out.unsqueeze(1), batch_size, finish):
@@ -354,12 +357,13 @@ class GradientEngine:
         step = min(len(X), self.part_rows(k))
         lent = self.scratch.lent("gradients", (step, k, _aligned(self.n_params)), self.feature_dtype, self.device)
         with lent if out is None else nullcontext() as buffer:
-            whole = buffer[..., : self.n_params] if out is None else out
-            places, rules = self.places(whole), self.rules_for(forward)
+            with self.computing():
+                whole = buffer[..., : self.n_params] if out is None else out
+                places, rules = self.places(whole), self.rules_for(forward)
             for rows in slices(len(X), step):
                 at = slice(rows.stop - rows.start) if out is None else rows
-                gradients, part = whole[at], forward.rows(rows)
                 with self.computing():
+                    gradients, part = whole[at], forward.rows(rows)
                     own = places if len(X) == step else {name: place[at] for name, place in places.items()}
                     write_gradients(part, rules, own)
                     finished = None if finish is None else finish(part, gradients)
@@ -393,8 +397,9 @@ class GradientEngine:
             wrong = least.item() < 0 or largest.item() >= self.n_labels
         if labels.shape != (n,) or wrong:
             raise ValueError(
-                f"labels must be {n} numbers from 0 to {self.n_labels - 1}, one for each row; they are "
-                f"{labels.flatten()[:10].tolist()}{' and so on' if labels.numel() > 10 else ''}."
+                f"labels must be {n} numbers from 0 to {self.n_labels - 1}, one for each row; of shape "
+                f"{tuple(labels.shape)}, they are {labels.flatten()[:10].tolist()}"
+                f"{' and so on' if labels.numel() > 10 else ''}."
             )
         return labels
 
@@ -490,11 +495,13 @@ class GradientEngine:
         inputs : Tensor of shape (n, ...)
             The rows, in the engine's precision.
         """
-        rows = np.array(X, order="C")
-        if rows.dtype.kind not in "buif" or self.n_axes not in (0, rows.ndim):
+        rows = np.array(X.numpy(force=True) if isinstance(X, Tensor) else X, order="C")
+        if rows.dtype.kind not in "buif":
+            raise ValueError(f"rows must be real numbers; these are of {rows.dtype}.")
+        if self.n_axes not in (0, rows.ndim):
+            way_out = " A single row is X[:1]." if rows.ndim == self.n_axes - 1 else ""
             raise ValueError(
-                f"rows must be real numbers in an array of {self.n_axes} axes, the first over rows, as in `sample`; "
-                f"these have shape {rows.shape} and dtype {rows.dtype}. A single row is X[:1]."
+                f"rows have shape {rows.shape}, but {self.n_axes} axes as in `sample` are needed.{way_out}"
             )
         inputs = to_device(torch.from_numpy(rows), self.device).to(self.input_dtype)
         last = self.channels_last and not plain

@@ -24,7 +24,9 @@ _LINE = 64  # bytes of a line of a CPU's cache
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return an uninitialised tensor, on a CPU in NumPy's memory: its large pages are had in a quarter of the time.
+    """Return an uninitialised tensor; on a CPU NumPy asks for its memory.
+
+    It has Linux give large pages, of which the first are written to in a quarter of the time that torch's memory takes.
 
     Parameters
     ----------
@@ -32,13 +34,12 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     dtype : dtype
     device : device
     """
-    size = prod(shape) * dtype.itemsize
+    n, size = prod(shape), prod(shape) * dtype.itemsize
     with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
         if device.type != "cpu" or size < _LARGE:
             return torch.empty(shape, dtype=dtype, device=device)
-        memory = torch.from_numpy(np.empty(size + _LINE, np.uint8))
-        start = -memory.data_ptr() % _LINE
-        return memory[start : start + size].view(dtype).view(shape)
+        memory = np.empty(size + _LINE, np.uint8)
+        return torch.frombuffer(memory, dtype=dtype, count=n, offset=-memory.ctypes.data % _LINE).view(shape)
 
 
 def available_bytes() -> int | None:

@@ -90,7 +90,7 @@ def _keep_above(part: Tensor, thresholds: Tensor) -> None:
 
 
 def _rows(part: Tensor) -> list[Tensor]:
-    return [row for of_sample in part.unbind() for row in of_sample.unbind()]
+    return [row for of_sample in part for row in of_sample]
 
 
 def _select_rows(rows: list[Tensor], rank: int, scratch: Scratch) -> None:

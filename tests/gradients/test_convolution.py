@@ -59,6 +59,15 @@ def test_windows_in_parts(layer, shape, k, window_bytes, threads, monkeypatch):
     assert_equals_the_sum(layer, shape, k)
 
 
+@pytest.mark.parametrize("k", [1, 12])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numpy_is_not_asked_for_numbers_that_it_lacks(k, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    layer, inputs = nn.Conv2d(2, 3, 2), torch.randint(4, (N, 2, 4, 4)).bfloat16()
+    points = torch.randint(4, (N, k, 3, 3, 3)).bfloat16()  # sums of small integers are exact
+    assert torch.equal(products(layer, inputs, points), products(layer, inputs.double(), points.double()).bfloat16())
+
+
 @each
 def test_one_scalar_at_a_time(layer, shape, monkeypatch):
     monkeypatch.setattr(_convolution, "_STACKED_BYTES", 1)

@@ -13,7 +13,7 @@ from asserts import assert_close
 from cases import BY_NAME
 from torch import nn
 
-from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, _engine, _memory
+from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, _engine, _memory, _scratch
 
 ERRORS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -119,6 +119,12 @@ def test_a_row_that_does_not_fit_is_refused_with_what_it_takes(step, error, devi
                 pass
         assert caught.value.__cause__ is error
     assert seen == [10, 5, 2, 1, 1]  # what did not fit is not tried again
+
+
+def test_a_trial_without_memory_for_scratch_says_what_to_do(device, monkeypatch):
+    monkeypatch.setattr(_scratch, "empty", lambda *args: np.empty(2**60, np.uint8))  # NumPy's own error
+    with pytest.raises(MemoryError, match=r"to look at a few rows .* Choose parameters by `layers`"):
+        make("conv2d twice", device)
 
 
 def test_gradients_that_do_not_fit_are_refused_with_what_they_take(device):

@@ -90,11 +90,13 @@ def test_new_memory_is_as_it_was_asked_for_and_can_be_written_to(shape, dtype, d
         tensor = _memory.empty(shape, dtype, device)
     assert (tensor.shape, tensor.dtype, tensor.device.type) == (shape, dtype, device.type)
     assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0 and not tensor.is_inference()
-    assert tensor.fill_(1).all()
+    assert tensor.fill_(1).all() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_large_memory_is_numpys_on_a_cpu():
     tracemalloc.start()
-    kept = [_memory.empty((size,), torch.uint8, torch.device("cpu")) for size in (2**22 - 1, 2**22)]
-    assert 2**22 <= tracemalloc.get_traced_memory()[0] < 2**23 and len(kept) == 2  # torch's is not counted
-    tracemalloc.stop()
+    try:
+        kept = [_memory.empty((size,), torch.uint8, torch.device("cpu")) for size in (2**22 - 1, 2**22)]
+        assert 2**22 <= tracemalloc.get_traced_memory()[0] < 2**23 and len(kept) == 2  # torch's is not counted
+    finally:
+        tracemalloc.stop()
