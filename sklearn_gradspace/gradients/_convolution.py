@@ -72,7 +72,7 @@ def _by_windows(
     (n, k, m, *positions), (c, *kernel), groups = points.shape, out.shape[3:], layer.groups
     rank, m, n_positions, n_taps = len(kernel), m // groups, prod(positions), prod(kernel)  # type: ignore[assignment]
     windows = _windows(layer, windowed, positions, kernel).unflatten(-1, (groups, c)).movedim(-2, 1)
-    turns = in_weight_order and _turned_by_numpy(out)  # else copies of windows are in the weights' order at once
+    turns = in_weight_order and out.device.type == "cpu"  # elsewhere copies of windows are in that order at once
     if in_weight_order and not turns:
         windows = windows.movedim(-1, 2 + rank)  # (n, groups, *positions, c, *kernel)
     points = points.movedim((1, 2), (-2, -1)).reshape(n, n_positions, k, groups, m).movedim(3, 1)
