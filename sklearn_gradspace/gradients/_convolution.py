@@ -103,16 +103,11 @@ def _by_windows(
 
 
 def _put(place: Tensor, numbers: Tensor) -> None:
-    """Copy numbers, which may be in another order, to `place`."""
-    if _turned_by_numpy(place):
+    """Copy numbers in another order to `place`; on a single thread by NumPy, which is up to twice as fast as torch."""
+    if place.device.type == "cpu" and torch.get_num_threads() == 1 and place.dtype != torch.bfloat16:
         np.copyto(place.numpy(), numbers.numpy())
     else:
         place.copy_(numbers)
-
-
-def _turned_by_numpy(tensor: Tensor) -> bool:
-    """Whether NumPy puts such numbers into another order sooner than torch: up to twice as fast on a single thread."""
-    return tensor.device.type == "cpu" and torch.get_num_threads() == 1 and tensor.dtype != torch.bfloat16
 
 
 def _is_by_tap(weights: Tensor) -> bool:

@@ -34,7 +34,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     dtype : dtype
     device : device
     """
-    n, size = prod(shape), prod(shape) * dtype.itemsize
+    n = prod(shape)
+    size = n * dtype.itemsize
     with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
         if device.type != "cpu" or size < _LARGE:
             return torch.empty(shape, dtype=dtype, device=device)
