@@ -22,7 +22,7 @@ from ._blocks import choose_parameters, make_blocks
 from ._computing import computing
 from ._forward import ForwardPass, forward_pass, net_output
 from ._group_norm import guard_group_norms
-from ._memory import RowLimit, empty, free_bytes, is_out_of_memory
+from ._memory import LINE_BYTES, RowLimit, empty, free_bytes, is_out_of_memory
 from ._outputs import SCALARS, Labels, NotFiniteError, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
@@ -38,7 +38,7 @@ CACHE_BYTES = 2**24
 _PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**28
 _SCRATCH_BYTES = 2**26
-_LINE = 16  # single precision numbers of a line of the cache
+_LINE = LINE_BYTES // 4  # single precision numbers of a line of the cache
 
 Finish = Callable[[ForwardPass, Tensor], Tensor | None]
 
@@ -364,6 +364,7 @@ class GradientEngine:
                 at = slice(rows.stop - rows.start) if out is None else rows
                 with self.computing():
                     gradients, part = whole[at], forward.rows(rows)
+                    # A single part needs no cuts, which are 2% of the time of a small pass.
                     own = places if len(X) == step else {name: place[at] for name, place in places.items()}
                     write_gradients(part, rules, own)
                     finished = None if finish is None else finish(part, gradients)

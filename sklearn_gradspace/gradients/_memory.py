@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 _CPU = torch.device("cpu")
 _LARGE = 2**22  # bytes from which on NumPy asks the system for large pages
-_LINE = 64  # bytes of a line of a CPU's cache
+LINE_BYTES = 64  # of a line of a CPU's cache
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -39,8 +39,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     with torch.inference_mode(False):  # what is made in that mode could not be written to outside of it
         if device.type != "cpu" or size < _LARGE:
             return torch.empty(shape, dtype=dtype, device=device)
-        memory = np.empty(size + _LINE, np.uint8)
-        return torch.frombuffer(memory, dtype=dtype, count=n, offset=-memory.ctypes.data % _LINE).view(shape)
+        memory = np.empty(size + LINE_BYTES, np.uint8)
+        return torch.frombuffer(memory, dtype=dtype, count=n, offset=-memory.ctypes.data % LINE_BYTES).view(shape)
 
 
 def available_bytes() -> int | None:
