@@ -1,0 +1,145 @@
+"""A stand-in for a GPU: a device of its own, whose tensors live in main memory.
+
+What would fail or wait on a GPU shows without one. Tensors of the device and of the CPU do not mix, NumPy does not see
+them, and the code takes the ways of a device that is not a CPU; `waiting` collects what a GPU would be waited for.
+Importing this makes `torch.device("standin")` known to torch. Sparse tensors and recurrent cells are left out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+NAME = "standin"
+LEFT_OUT = ("lstm", "gru", "sparse", "csr")  # in the names of tests
+
+# Operations whose result the host has to know before it can go on.
+_WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim")}
+# Those that take tensors of the CPU, too: indices are brought to the device.
+_MIXING = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put_", "aten::_index_put_impl_")
+_waits: list[str] = []
+
+
+@contextmanager
+def waiting() -> Iterator[list[str]]:
+    """Collect the operations that wait for the device."""
+    _waits.clear()
+    yield _waits
+
+
+class OnDevice(Tensor):
+    """A tensor on the stand-in, which keeps its numbers in one of the CPU."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "OnDevice":
+        if held.layout != torch.strided:
+            raise NotImplementedError("the stand-in has no sparse tensors")
+        options = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        return Tensor._make_wrapper_subclass(cls, held.shape, **options, device=torch.device(NAME, 0))
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _computed(func, args, kwargs or {})
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, new: "OnDevice") -> None:
+        Tensor.data.__set__(self, new)
+        self.held = new.held
+
+    def untyped_storage(self):
+        return self.held.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def numpy(self, *, force: bool = False):
+        if not force:
+            raise TypeError(f"can't convert {NAME}:0 device type tensor to numpy. Use Tensor.cpu() first.")
+        _waits.append("numpy")
+        return self.held.numpy(force=True)
+
+    def __array__(self, *args, **kwargs):
+        return self.numpy()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.ndim == 0 else str(self), spec)
+
+    def __repr__(self) -> str:
+        return f"{self.held}, device='{NAME}:0'"
+
+
+def _held(value):
+    return value.held if isinstance(value, OnDevice) else value
+
+
+def _computed(func, args: tuple, kwargs: dict):
+    """Return what an operation makes of the tensors that are held, on the device where it would be."""
+    name, device = func._schema.name, kwargs.get("device")
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    ours = [t for t in tensors if isinstance(t, OnDevice)]
+    foreign = [t for t in tensors if t.ndim and not isinstance(t, OnDevice)]
+    if ours and foreign and name not in _MIXING:
+        raise RuntimeError(f"Expected all tensors to be on the same device; {name} got some on {NAME} and on the CPU.")
+    leaves = device is not None and torch.device(device).type != NAME
+    looked_up = name.startswith("aten::index") and (foreign or any(t.dtype == torch.bool for t in tensors[1:]))
+    if name in _WAITING or (ours and leaves) or looked_up:
+        _waits.append(name)
+    if device is not None and not leaves:
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+    for tensor in ours:  # results that were given a shape
+        if tensor.shape != tensor.held.shape and name != "aten::set_data":
+            with torch._C._DisableTorchDispatch():
+                Tensor.data.__set__(tensor, OnDevice(tensor.held))
+    if leaves:
+        return found
+    known = {id(t.held): t for t in ours}  # operations in place return what they got
+
+    def on_device(value):
+        return known[id(value)] if id(value) in known else OnDevice(value) if isinstance(value, Tensor) else value
+
+    return tree_map(on_device, found)
+
+
+def _empty(operation):
+    def made(*args, **kwargs):
+        options = {key: value for key, value in kwargs.items() if value is not None and key != "pin_memory"}
+        return OnDevice(operation(*args, **options | {"device": torch.device("cpu")}))
+
+    return made
+
+
+def _copy_from(source: Tensor, place: Tensor, non_blocking: bool = False) -> Tensor:
+    if not isinstance(place, OnDevice):
+        _waits.append("aten::copy_")
+    _held(place).copy_(_held(source))
+    return place
+
+
+class _Backend(_DummyBackendModule):
+    """What torch asks of a device: its random numbers are the CPU's, and it has no stream."""
+
+    device = staticmethod(lambda index: nullcontext())
+    get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16])
+    get_rng_state = staticmethod(lambda *device: torch.get_rng_state())
+    set_rng_state = staticmethod(lambda state, *device: torch.set_rng_state(state))
+
+
+_setup_privateuseone_for_python_backend(NAME, _Backend())
+_kernels = torch.library.Library("aten", "IMPL")
+_kernels.impl("empty.memory_format", _empty(torch.ops.aten.empty.memory_format), "PrivateUse1")
+_kernels.impl("empty_strided", _empty(torch.ops.aten.empty_strided.default), "PrivateUse1")
+_kernels.impl("_copy_from", _copy_from, "PrivateUse1")
