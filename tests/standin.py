@@ -1,8 +1,9 @@
 """A stand-in for a GPU: a device of its own, whose tensors live in main memory.
 
 What would fail or wait on a GPU shows without one. Tensors of the device and of the CPU do not mix, NumPy does not see
-them, and the code takes the ways of a device that is not a CPU; `waiting` collects what a GPU would be waited for.
-Importing this makes `torch.device("standin")` known to torch. Sparse tensors and recurrent cells are left out.
+them, and the code takes the ways of a device that is not a CPU; `waiting` collects what would be waited for.
+Importing this makes `torch.device("standin")` known to torch. It has no sparse tensors, recurrent cells and kernels of
+torch.compile, and fails in inference mode: the tests that `LEFT_OUT` names are for others.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "standin"
-LEFT_OUT = ("lstm", "gru", "sparse", "csr")  # in the names of tests
+LEFT_OUT = ("lstm", "gru", "sparse", "csr", "inference_mode", "one_kernel")  # in the names of tests
 
 # Operations whose result the host has to know before it can go on.
 _WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim")}
@@ -25,7 +26,7 @@ _waits: list[str] = []
 
 @contextmanager
 def waiting() -> Iterator[list[str]]:
-    """Collect the operations that wait for the device."""
+    """Collect "upload" for each tensor of the CPU that is brought to the device, and operations that wait for it."""
     _waits.clear()
     yield _waits
 
@@ -97,6 +98,8 @@ def _computed(func, args: tuple, kwargs: dict):
     looked_up = name.startswith("aten::index") and (foreign or any(t.dtype == torch.bool for t in tensors[1:]))
     if name in _WAITING or (ours and leaves) or looked_up:
         _waits.append(name)
+    if foreign and not leaves and (not ours or (name == "aten::copy_" and isinstance(args[0], OnDevice))):
+        _waits.append("upload")
     if device is not None and not leaves:
         kwargs = kwargs | {"device": torch.device("cpu")}
     found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
@@ -123,8 +126,7 @@ def _empty(operation):
 
 
 def _copy_from(source: Tensor, place: Tensor, non_blocking: bool = False) -> Tensor:
-    if not isinstance(place, OnDevice):
-        _waits.append("aten::copy_")
+    _waits.append("upload" if isinstance(place, OnDevice) else "aten::copy_")
     _held(place).copy_(_held(source))
     return place
 
@@ -143,3 +145,5 @@ _kernels = torch.library.Library("aten", "IMPL")
 _kernels.impl("empty.memory_format", _empty(torch.ops.aten.empty.memory_format), "PrivateUse1")
 _kernels.impl("empty_strided", _empty(torch.ops.aten.empty_strided.default), "PrivateUse1")
 _kernels.impl("_copy_from", _copy_from, "PrivateUse1")
+_all_kernels = torch.library.Library("_", "IMPL")
+_all_kernels.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")

@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from math import prod
+from threading import local
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ._outputs import counted_from
+from ._outputs import NotFiniteError, counted_from
 from ._user import warn_user
 
 Result = TypeVar("Result")
@@ -138,7 +139,22 @@ class RowLimit:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.rows = device, 2**31
+        self.device, self.rows, self._local = device, 2**31, local()
+
+    def look_in_the_end(self, outputs: Tensor) -> None:
+        """Have `passes`, in whose `compute` this is called, look in the end whether these outputs are finite.
+
+        Parameters
+        ----------
+        outputs : Tensor of shape (n, n_outputs)
+            On a device that each look would wait for.
+        """
+        self._looks.append(torch.isfinite(outputs).all(1))
+
+    @property
+    def _looks(self) -> list[Tensor]:
+        """Which rows of this thread's last pass are finite."""
+        return vars(self._local).setdefault("looks", [])
 
     def passes(
         self,
@@ -164,17 +180,26 @@ class RowLimit:
         ------
         rows : slice
         result
+
+        Raises
+        ------
+        NotFiniteError
+            In the end, for outputs that were to be looked at then.
         """
         start = 0
+        looks: list[tuple[int, Tensor]] = []
         while start < n:
             size = min(n, most or n, self.rows)
             try:
                 with counted_from(start):
                     for rows, result in compute(slice(start, min(start + size, n))):
+                        looks += [(start, finite) for finite in self._looks]
+                        self._looks.clear()
                         yield slice(start, start + rows), result
                         start += rows
                 continue
             except Exception as error:
+                self._looks.clear()
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
@@ -187,6 +212,9 @@ class RowLimit:
                 RuntimeWarning,
             )
             _free_memory(self.device)
+        if looks and not torch.cat([finite for _, finite in looks]).all():
+            in_turn = (row for first, of in looks for row in enumerate(of.cpu().tolist(), first))
+            raise NotFiniteError(sorted({row for row, is_finite in in_turn if not is_finite}))
 
 
 def _free_memory(device: torch.device) -> None:

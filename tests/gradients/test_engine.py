@@ -164,6 +164,8 @@ def test_net_data_and_random_state_stay_as_they_were(case, training, device):
 
 @every_case
 def test_training_in_place_is_seen(case, device):
+    if case.name == "plain tensor" and device.type != "cpu":
+        pytest.skip("Module.to leaves plain tensors where they are")
     net = case.net().to(device)
     engine = case.engine(net=net)
     with torch.no_grad():

@@ -263,4 +263,5 @@ def test_what_torch_gives_out_stays_below_the_formula(make, shape, share, device
     n_bytes = engine.memory(len(X))
     with _memory.PeakBytes() as peak:
         engine(X)
-    assert share * n_bytes < peak.n_bytes < n_bytes
+    assert peak.n_bytes < n_bytes
+    assert device.type != "cpu" or share * n_bytes < peak.n_bytes  # elsewhere pieces of the work may be larger
