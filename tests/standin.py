@@ -17,7 +17,7 @@ NAME = "standin"
 # In the names of tests of what it has not: sparse tensors, recurrent cells, kernels of torch.compile, inference mode,
 # and tensors in files.
 LEFT_OUT = (
-    *("sparse", "csr", "projection", "lstm", "gru", "one_kernel", "inference_mode"),
+    *("lstm", "gru", "one_kernel", "inference_mode"),
     *("loaded_net_on_a_device", "pickled_with_its_device", "test_ecopt.py::test_trains_on_the_device"),
 )
 
@@ -43,10 +43,12 @@ class OnDevice(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "OnDevice":
-        if held.layout != torch.strided:
-            raise NotImplementedError("the stand-in has no sparse tensors")
-        options = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
-        return Tensor._make_wrapper_subclass(cls, held.shape, **options, device=torch.device(NAME, 0))
+        options = {"dtype": held.dtype, "device": torch.device(NAME, 0)}
+        if held.layout == torch.strided:
+            options |= {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        elif held.layout == torch.sparse_coo:  # compressed ones cannot be told from dense ones
+            options["layout"] = held.layout
+        return Tensor._make_wrapper_subclass(cls, held.shape, **options)
 
     def __init__(self, held: Tensor) -> None:
         self.held = held
