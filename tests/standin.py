@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "standin"
-# In the names of tests of what it has not: sparse tensors, recurrent cells, kernels of torch.compile, inference mode,
-# and tensors in files.
+# In the names of tests of what it has not: recurrent cells, kernels of torch.compile, inference mode, tensors in files.
 LEFT_OUT = (
     *("lstm", "gru", "one_kernel", "inference_mode"),
     *("loaded_net_on_a_device", "pickled_with_its_device", "test_ecopt.py::test_trains_on_the_device"),

@@ -10,6 +10,7 @@ from torch import nn
 from ._engine import GradientEngine
 from ._outputs import Scalar, cotangents
 from ._rules import autograd
+from ._sharing import as_rows
 
 _EXACT = 1e-9
 
@@ -105,7 +106,7 @@ def check_gradients(
     >>> check_gradients(net, [[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]).ok
     True
     """
-    X = np.asarray(X)
+    X = as_rows(X)
     if X.dtype.kind not in "buif" or X.ndim < 1 or not len(X):
         raise ValueError(f"X must hold real numbers, of one row at least; it has shape {X.shape} and dtype {X.dtype}.")
     options = {"layers": layers, "device": device, "scalar": scalar, "output": output}

@@ -27,7 +27,7 @@ from ._outputs import SCALARS, Labels, NotFiniteError, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
-from ._sharing import check_device, packed, shared_copy, to_device, usable
+from ._sharing import as_rows, check_device, packed, shared_copy, to_device, usable
 from ._trial import try_out
 from ._user import warn_user
 
@@ -498,7 +498,7 @@ class GradientEngine:
         inputs : Tensor of shape (n, ...)
             The rows, in the engine's precision.
         """
-        rows = np.array(X.numpy(force=True) if isinstance(X, Tensor) else X, order="C")
+        rows = np.array(as_rows(X), order="C")
         if rows.dtype.kind not in "buif":
             raise ValueError(f"rows must be real numbers; these are of {rows.dtype}.")
         if self.n_axes not in (0, rows.ndim):

@@ -96,6 +96,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def as_rows(X: object) -> np.ndarray:
+    """Return rows as an array, also those of a tensor that is on another device or needs gradients."""
+    return np.asarray(X.numpy(force=True) if isinstance(X, Tensor) else X)
+
+
 def packed(net: nn.Module) -> "PackedModule":
     """Return the picklable stand-in of `net`: one and the same for as long as the net lives."""
     if net not in _packed:

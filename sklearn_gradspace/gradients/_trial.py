@@ -22,6 +22,7 @@ from ._refusals import (
     refuse_probabilities,
 )
 from ._rules import LAYER_RULES, choose_rules, unused, write_gradients
+from ._sharing import as_rows
 
 if TYPE_CHECKING:
     from ._engine import GradientEngine
@@ -35,7 +36,7 @@ _ROWS_ALONE = 16  # whose outputs, of few parameters, are compared with those of
 def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     """Tell the engine what its net takes and returns, and by which rules its gradients are right."""
     n_rows = _ROWS if engine.n_params < _MANY else _ROWS_OF_MANY
-    sample = np.asarray(sample)
+    sample = as_rows(sample)
     if not len(sample):
         raise ValueError("sample has no rows: a few rows of data decide how gradients are computed.")
     chosen = np.linspace(0, len(sample) - 1, n_rows, dtype=int)

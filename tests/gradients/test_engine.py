@@ -22,7 +22,7 @@ from nets import Doubled, OnDemand
 from resnet import ResNet18
 from torch import nn
 
-from sklearn_gradspace.gradients import GradientEngine, NotFiniteError, _engine, _trial
+from sklearn_gradspace.gradients import GradientEngine, NotFiniteError, _engine, _trial, check_gradients
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_classifier = pytest.mark.parametrize(
@@ -87,13 +87,6 @@ def test_a_batch_size_is_a_number_of_rows(batch_size):
     engine = GradientEngine(nn.Linear(4, 6), np.ones((2, 4), np.float32))
     with pytest.raises(ValueError, match=f"batch_size={batch_size!r} is no positive number of rows."):
         engine(np.ones((2, 4), np.float32), batch_size=batch_size)
-
-
-@pytest.mark.parametrize("kind", [list, torch.tensor])
-def test_samples_are_whatever_is_an_array(kind):
-    X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    net = nn.Linear(4, 6)
-    assert_close(GradientEngine(net, kind(X))(X), GradientEngine(net, X)(X))
 
 
 @pytest.mark.parametrize("everywhere", [True, False])
@@ -281,10 +274,10 @@ def test_engines_of_older_files_work(device):
 
 def test_rows_are_an_array_a_list_or_a_tensor(device):
     case = BY_NAME["conv2d"]
-    engine = case.engine(device)
-    expected = engine(case.X)
+    expected = case.engine(device)(case.X)
     for rows in (case.X.tolist(), torch.from_numpy(case.X).to(device).requires_grad_()):
-        assert torch.equal(engine(rows), expected)
+        assert torch.equal(GradientEngine(case.net(), rows, "all", device)(rows), expected)
+        assert check_gradients(case.net(), rows, device=device).ok
 
 
 def test_what_a_call_cannot_mean_is_refused():
