@@ -36,7 +36,7 @@ DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 # Gradients that are made, and worked on, at a time: what a CPU's cache holds, what is worth a launch elsewhere.
 CACHE_BYTES = 2**24
 _PART_BYTES = {"cpu": CACHE_BYTES}
-_PART_BYTES_ELSEWHERE = 2**28
+_PART_BYTES_ELSEWHERE = 2**27
 _SCRATCH_BYTES = 2**26
 _LINE = LINE_BYTES // 4  # single precision numbers of a line of the cache
 

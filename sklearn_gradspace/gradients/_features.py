@@ -159,6 +159,8 @@ class GradientFeatures:
             Beyond what is there before.
         """
         part, entries = self.engine.part_rows(self.n_labels), 0  # rows whose gradients exist at a time
+        if self.engine.device.type != "cpu":  # where magnitudes, orders and squares of a whole part are made
+            entries += 4 * part * self.n_labels * self.engine.n_params
         if self._whitens:
             entries += 3 * part * self.n_labels * max(block.size for block in self.engine.blocks)
         if self.mask is not None:

@@ -19,7 +19,8 @@ SELECTIONS = ("exact", "sampled")
 
 _SAMPLE = 4096  # entries that bracket, or in "sampled" selection set, the threshold
 _FEW = 8192  # entries of which partitioning all costs less than bracketing
-_MANY = 2**16  # entries of a product from which its factors tell the threshold sooner on a CPU
+# Entries of a product from which its factors tell the threshold sooner: on a CPU, and where that takes 700 launches.
+_MANY, _MANY_ELSEWHERE = 2**16, 2**24
 
 
 def select_largest(
@@ -57,20 +58,20 @@ def select_largest(
     """
     if percentile == 100:
         return gradients
-    scratch = scratch or Scratch()
+    scratch, on_cpu = scratch or Scratch(), gradients.device.type == "cpu"
     for block in blocks:
         part = gradients[..., block.slice]
         if selection == "sampled":
             entries = part if block.size <= _SAMPLE else part[..., _positions(block.size, part.device)]
             rank = _rank(entries.shape[-1], percentile)
             thresholds = entries.abs().kthvalue(rank + 1, -1).values
-        elif block.name in (factors or {}) and (block.size >= _MANY or part.device.type != "cpu"):
+        elif block.name in (factors or {}) and block.size >= (_MANY if on_cpu else _MANY_ELSEWHERE):
             thresholds = kth_product(*factors[block.name], _rank(block.size, percentile))
-        elif part.device.type == "cpu" and block.size > _FEW:
+        elif on_cpu and block.size > _FEW:
             _select_rows(_rows(part), _rank(block.size, percentile), scratch)
             continue
         else:
-            thresholds = part.abs().topk(block.size - _rank(block.size, percentile), -1, sorted=False).values.amin(-1)
+            thresholds = _order_statistic(part.abs(), _rank(block.size, percentile))
         _keep_above(part, thresholds)
     return gradients
 
@@ -78,6 +79,13 @@ def select_largest(
 def _rank(size: int, percentile: float) -> int:
     # Rounded, for (N - 1)(100 - q) / 100 may be an integer that floating point misses.
     return floor(round((size - 1) * (100 - percentile) / 100, 9))
+
+
+def _order_statistic(values: Tensor, rank: int) -> Tensor:
+    n_above = values.shape[-1] - rank
+    if n_above <= rank:
+        return values.topk(n_above, -1, sorted=False).values.amin(-1)
+    return values.topk(rank + 1, -1, largest=False, sorted=False).values.amax(-1)
 
 
 def _keep_above(part: Tensor, thresholds: Tensor) -> None:

@@ -20,6 +20,7 @@ from sklearn_gradspace.gradients import (
     _features,
     _selection,
 )
+from sklearn_gradspace.gradients._memory import PeakBytes
 
 NAMES = ["mlp of two layers", "conv2d twice", "layer norm", "tied weights"]
 
@@ -150,7 +151,8 @@ def test_thresholds_of_masked_products_are_those_of_their_entries(where, device,
     mask[engine.blocks[0 if where == "in the first layer" else 2].slice][::3] = False
     features = GradientFeatures(engine, 15, mask=mask)
     expected = features(X)
-    monkeypatch.setattr(_selection, "_MANY", 1)
+    for name in ("_MANY", "_MANY_ELSEWHERE"):
+        monkeypatch.setattr(_selection, name, 1)
     assert torch.equal(features(X), expected)
 
 
@@ -171,13 +173,32 @@ def test_memory_of_masked_features_is_that_of_a_part_and_of_what_is_kept(device)
     case = BY_NAME["mlp of two layers"]
     plain = make_features(case, device, 100, None)
     engine = plain.engine
-    assert plain.memory(7) == engine.memory(7)
+    entry_bytes = engine.feature_dtype.itemsize
+    worked_on = 0 if device.type == "cpu" else 4 * engine.part_rows(3) * 3 * engine.n_params * entry_bytes
+    assert plain.memory(7) == engine.memory(7) + worked_on
     masked = replace(plain, mask=np.arange(plain.n_features) == 3)
-    entry = engine.n_labels * engine.feature_dtype.itemsize
+    entry = engine.n_labels * entry_bytes
     assert masked.memory(7) - masked.memory(0) == engine.memory(7, features=0) - engine.memory(0) + 7 * entry
     for features in (plain, masked):
         rows = features.affordable_rows(features.memory(20))
         assert rows == 20 and features.affordable_rows(0) == 1
+
+
+@pytest.mark.parametrize("how", ["minmax", "rms"])
+@pytest.mark.parametrize("percentile", [15, 60])
+def test_what_torch_gives_out_stays_below_the_formula(percentile, how, device):
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(64, 64, 5), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4096, 10)
+    )
+    X = np.random.default_rng(0).normal(size=(40, 64, 12, 12)).astype(np.float32)
+    features = GradientFeatures(GradientEngine(net, X, "all", device), percentile)
+    statistics = ScaleStatistics(how, features.blocks)
+    with PeakBytes() as peak:
+        statistics.merge(statistics.of(GradientArray(features, X)))
+    assert peak.n_bytes < features.memory(len(X))
+    with PeakBytes() as peak:
+        replace(features, scaler=statistics.scaler(torch.float32), power=0.5)(X)
+    assert peak.n_bytes < features.memory(len(X))
 
 
 @pytest.mark.parametrize("percentile", [15, 99])
@@ -186,7 +207,8 @@ def test_thresholds_of_products_are_those_of_their_entries(percentile, device, m
     X = np.random.default_rng(0).normal(size=(4, 60))
     features = GradientFeatures(GradientEngine(net, X, "all", device), percentile)
     expected = features(X)
-    monkeypatch.setattr(_selection, "_MANY", 1)
+    for name in ("_MANY", "_MANY_ELSEWHERE"):
+        monkeypatch.setattr(_selection, name, 1)
     assert torch.equal(features(X), expected)
 
 
