@@ -332,7 +332,8 @@ class GradientEngine:
         Returns
         -------
         parts : iterator of (slice, Tensor of shape (len(rows), k, n_params))
-            The rows of a part, and their gradients, or what `finish` returned, valid until the next is asked for.
+            The rows of a part, and their gradients, or what `finish` returned, valid until the next is asked for. That
+            outputs are not finite is told of after the last on devices other than the CPU.
         """
         if not (batch_size is None or (isinstance(batch_size, Integral) and batch_size > 0)):
             raise ValueError(f"batch_size={batch_size!r} is no positive number of rows.")

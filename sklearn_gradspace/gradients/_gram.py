@@ -15,6 +15,7 @@ from torch import Tensor
 from ._engine import GradientEngine
 from ._factored import FactoredGradients
 from ._memory import RowLimit, empty, is_out_of_memory
+from ._outputs import counted_from
 from ._passes import progress, slices
 from ._projection import Projection
 from ._ridge import mirror_lower
@@ -236,7 +237,9 @@ class GradientGram:
         """Yield tiles of some rows with all of `Y`, or with those up to themselves, `step` columns each."""
         tile = self._tile_of(X, rows)
         for columns in slices(rows.start if Y is None else len(Y), step):
-            yield from self._values(tile, self._tile_of(X if Y is None else Y, columns), columns.start)
+            with counted_from(columns.start - rows.start):  # `_use_tiles` counts from `rows`
+                other = self._tile_of(X if Y is None else Y, columns)
+            yield from self._values(tile, other, columns.start)
         if Y is None:
             yield from self._values(tile, tile, rows.start)
 
@@ -264,8 +267,9 @@ class GradientGram:
         """
         means = []
         for rows in slices(len(X), self._pass_rows):
-            views = self._views(X[rows])
-            means.append(reduce(Tensor.add, map(self.engine.outputs, views)) / len(views))
+            with counted_from(rows.start):
+                outputs = [self.engine.outputs(view) for view in self._views(X[rows])]
+            means.append(reduce(Tensor.add, outputs) / len(outputs))
         return torch.cat(means)
 
     def _views(self, X: np.ndarray) -> Sequence[np.ndarray]:

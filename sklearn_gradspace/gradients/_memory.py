@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ._outputs import NotFiniteError, counted_from
+from ._outputs import NotFiniteError, check_finite, counted_from
 from ._user import warn_user
 
 Result = TypeVar("Result")
@@ -142,19 +142,30 @@ class RowLimit:
         self.device, self.rows, self._local = device, 2**31, local()
 
     def look_in_the_end(self, outputs: Tensor) -> None:
-        """Have `passes`, in whose `compute` this is called, look in the end whether these outputs are finite.
+        """Look whether outputs are finite: at the end of the call of `passes` that computes them, else at once.
 
         Parameters
         ----------
         outputs : Tensor of shape (n, n_outputs)
-            On a device that each look would wait for.
+            On a device that each look waits for.
         """
-        self._looks.append(torch.isfinite(outputs).all(1))
+        looks = getattr(self._local, "looks", None)
+        if looks is None:
+            check_finite(outputs)
+        else:
+            looks.append(torch.isfinite(outputs).all(1))
 
-    @property
-    def _looks(self) -> list[Tensor]:
-        """Which rows of this thread's last pass are finite."""
-        return vars(self._local).setdefault("looks", [])
+    def _collecting(self, steps: Iterator[Result], looks: list[Tensor]) -> Iterator[Result]:
+        """Yield `steps`; what is to be looked at in the end of each goes to `looks`."""
+        while True:
+            outer, self._local.looks = getattr(self._local, "looks", None), looks
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+            finally:
+                self._local.looks = outer
+            yield step
 
     def passes(
         self,
@@ -190,16 +201,16 @@ class RowLimit:
         looks: list[tuple[int, Tensor]] = []
         while start < n:
             size = min(n, most or n, self.rows)
+            batch, of_batch = slice(start, min(start + size, n)), list[Tensor]()
             try:
                 with counted_from(start):
-                    for rows, result in compute(slice(start, min(start + size, n))):
-                        looks += [(start, finite) for finite in self._looks]
-                        self._looks.clear()
+                    for rows, result in self._collecting(compute(batch), of_batch):
+                        looks += [(batch.start, finite) for finite in of_batch]
+                        of_batch.clear()
                         yield slice(start, start + rows), result
                         start += rows
                 continue
             except Exception as error:
-                self._looks.clear()
                 if not is_out_of_memory(error):
                     raise
                 if size == 1:
@@ -213,8 +224,8 @@ class RowLimit:
             )
             _free_memory(self.device)
         if looks and not torch.cat([finite for _, finite in looks]).all():
-            in_turn = (row for first, of in looks for row in enumerate(of.cpu().tolist(), first))
-            raise NotFiniteError(sorted({row for row, is_finite in in_turn if not is_finite}))
+            rows_in_turn = (row for first, finite in looks for row in enumerate(finite.tolist(), first))
+            raise NotFiniteError(sorted({row for row, is_finite in rows_in_turn if not is_finite}))
 
 
 def _free_memory(device: torch.device) -> None:

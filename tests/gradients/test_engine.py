@@ -64,10 +64,10 @@ def test_as_many_labels_go_back_together_as_memory_allows(bytes_at_once, expecte
     assert passes.call_args.kwargs["scalars_a_pass"] == expected
 
 
-def test_rows_that_are_not_finite_are_named_after_one_pass(monkeypatch):
+def test_rows_that_are_not_finite_are_named_after_one_pass(monkeypatch, device):
     net = nn.Linear(4, 6)
     X = np.ones((3, 4), np.float32)
-    engine = GradientEngine(net, X)
+    engine = GradientEngine(net, X, device=device)
     monkeypatch.setattr(_engine, "forward_pass", Mock(side_effect=_engine.forward_pass))
     X[1] = np.nan
     with pytest.raises(NotFiniteError, match=r"rows \[1\]"):

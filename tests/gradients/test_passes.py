@@ -1,14 +1,25 @@
 """A pass over batches gives their results in order, by one job or more."""
 
 import re
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
+import torch
 from cases import BY_NAME
 from nets import Overflows
 
 from sklearn_gradspace import GradientFeaturizer
-from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, over_batches
+from sklearn_gradspace.gradients import (
+    FactoredGradients,
+    GradientArray,
+    GradientEngine,
+    GradientFeatures,
+    GradientGram,
+    NotFiniteError,
+    _engine,
+    over_batches,
+)
 from sklearn_gradspace.gradients._passes import slices
 
 NAMES = ["mlp of two layers", "conv2d twice", "layer norm", "borrowed weight", "lstm"]
@@ -86,3 +97,63 @@ def test_rows_that_are_not_finite_are_counted_from_the_first_of_all(batch_size, 
         list(over_batches(lambda batch: batch.view(), array, n_jobs=n_jobs))
     with pytest.raises(ValueError, match=re.escape("infinity for rows [23, 24]: its")):
         array.features.engine(X, batch_size=batch_size)
+
+
+@pytest.fixture
+def overflowing(device):
+    """Features on a device, rows, and the same rows of which two, in two batches of five, have infinite outputs."""
+    X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    features = GradientFeaturizer(Overflows(), batch_size=5, scale=None, percentile=100, power=None, device=device)
+    bad = X.copy()
+    bad[[23, 31]] = 20
+    return features.fit(X).transform(X).features, X, bad
+
+
+def test_outputs_are_looked_at_in_the_end_or_batch_by_batch(overflowing, device):
+    features, X, bad = overflowing
+    rows = "[23]" if device.type == "cpu" else "[23, 31]"
+    for compute in (
+        lambda: features.engine(bad, batch_size=5),
+        lambda: features(bad, torch.zeros(40, dtype=torch.int64)),
+        lambda: list(GradientArray(features, bad).factored(lambda part: features.engine(X[:9]))),
+    ):
+        with pytest.raises(NotFiniteError, match=re.escape(f"for rows {rows}: its")):
+            compute()
+        assert features.engine(X).isfinite().all()  # nothing of it stays
+
+
+def test_outputs_of_a_pass_by_itself_are_looked_at_at_once(overflowing):
+    features, X, bad = overflowing
+    with pytest.raises(NotFiniteError, match=re.escape("for rows [23, 31]: its")):
+        FactoredGradients(features.engine, bad)
+    assert features.engine(X).isfinite().all()
+
+
+def test_memory_that_runs_out_in_a_call_within_another_loses_no_look(overflowing, device, monkeypatch):
+    if device.type == "cpu":
+        pytest.skip("a CPU looks at once")
+    features, X, bad = overflowing
+    outcomes = [MemoryError(), *[DEFAULT] * 2]
+    monkeypatch.setattr(_engine, "write_gradients", Mock(side_effect=outcomes, wraps=_engine.write_gradients))
+    looked = GradientArray(features, bad[23:25]).factored(lambda part: features.engine(X[:2]))
+    with (
+        pytest.warns(RuntimeWarning, match="memory ran out"),
+        pytest.raises(NotFiniteError, match=re.escape("for rows [0]: its")),
+    ):
+        list(looked)
+
+
+@pytest.mark.parametrize("row", [23, 31])
+def test_outputs_and_kernels_count_rows_from_the_first_of_all(overflowing, row):
+    features, X, bad = overflowing
+    bad = np.where(np.arange(40)[:, None] == row, bad, X)
+    gram = GradientGram(features.engine, working_memory=2**11)
+    for compute in (
+        GradientArray(features, bad).outputs,
+        lambda: gram.outputs(bad),
+        lambda: gram(bad),
+        lambda: gram(bad, X),
+        lambda: gram(X, bad),
+    ):
+        with pytest.raises(NotFiniteError, match=re.escape(f"for rows [{row}]: its")):
+            compute()
