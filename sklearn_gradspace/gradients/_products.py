@@ -21,7 +21,7 @@ def kth_product(deltas: Tensor, inputs: Tensor, rank: int) -> Tensor:
     ----------
     deltas : Tensor of shape (n, k, n_out)
     inputs : Tensor of shape (n, n_in)
-        Both in float32.
+        Both in float32, on the CPU.
     rank : int
         Number of entries, of n_out times n_in, below the one sought; ties count.
 
@@ -29,8 +29,6 @@ def kth_product(deltas: Tensor, inputs: Tensor, rank: int) -> Tensor:
     -------
     Tensor of shape (n, k)
     """
-    if deltas.device.type != "cpu":
-        return _by_bisection(deltas, inputs, rank)
     found = np.empty(deltas.shape[:2], np.float32)
     of_samples, of_inputs = deltas.abs().numpy(), inputs.abs().numpy()
     with np.errstate(over="ignore"):  # where the product overflows, so does its order statistic
@@ -94,30 +92,3 @@ def _sampled(queries: np.ndarray, ordered: np.ndarray, rank: int) -> np.ndarray:
     ends = [min(max(int(share * _SAMPLE + side), 0), _SAMPLE - 1) for side in (-spread, spread)]
     products.partition(ends)
     return products[ends]
-
-
-def _by_bisection(deltas: Tensor, inputs: Tensor, rank: int) -> Tensor:
-    """Return the order statistics of all samples at once, without waiting for the device.
-
-    The bit patterns of positive floats are in the order of their values: 31 steps find the least whose count is enough.
-    """
-    n, k, _ = deltas.shape
-    deltas, inputs = deltas.abs(), inputs.abs()
-    low = torch.zeros(n, k, dtype=torch.int32, device=deltas.device)
-    high = (deltas.amax(2) * inputs.amax(1, keepdim=True)).view(torch.int32)
-    queries, ordered = deltas.double(), inputs.double().sort(1).values
-    for _ in range(31):
-        middle = low + (high - low) // 2
-        above = (_border(middle).unsqueeze(-1) / queries).view(n, -1)
-        counts = torch.searchsorted(ordered, above, right=True).view(n, k, -1).sum(-1)
-        enough = counts > rank
-        high = torch.where(enough, middle, high)
-        low = torch.where(enough, low, middle + 1)
-    return high.view(torch.float32)
-
-
-def _border(bits: Tensor) -> Tensor:
-    """Return a double that parts the numbers that round to at most the float of this pattern from those above."""
-    between = (bits.view(torch.float32).double() + (bits + 1).view(torch.float32).double()) / 2
-    # A number half-way goes to the even pattern. The nudge is below the spacing of products, above that of doubles.
-    return between * (1 + (1 - 2 * (bits % 2)).double() * 2.0**-50)

@@ -19,8 +19,7 @@ SELECTIONS = ("exact", "sampled")
 
 _SAMPLE = 4096  # entries that bracket, or in "sampled" selection set, the threshold
 _FEW = 8192  # entries of which partitioning all costs less than bracketing
-# Entries of a product from which its factors tell the threshold sooner: on a CPU, and where that takes 700 launches.
-_MANY, _MANY_ELSEWHERE = 2**16, 2**24
+_MANY = 2**16  # entries of a product from which its factors tell the threshold sooner, on a CPU
 
 
 def select_largest(
@@ -65,7 +64,7 @@ def select_largest(
             entries = part if block.size <= _SAMPLE else part[..., _positions(block.size, part.device)]
             rank = _rank(entries.shape[-1], percentile)
             thresholds = entries.abs().kthvalue(rank + 1, -1).values
-        elif block.name in (factors or {}) and block.size >= (_MANY if on_cpu else _MANY_ELSEWHERE):
+        elif on_cpu and block.size >= _MANY and block.name in (factors or {}):
             thresholds = kth_product(*factors[block.name], _rank(block.size, percentile))
         elif on_cpu and block.size > _FEW:
             _select_rows(_rows(part), _rank(block.size, percentile), scratch)
