@@ -158,10 +158,11 @@ def test_memory_is_that_of_the_parts(name, device):
         assert engine.memory(n) >= engine.memory(n, all_labels=False) >= engine.memory(0) + n * gradients
         assert engine.memory(n) - engine.memory(n, features=0) == n * engine.n_labels * gradients
         assert engine.memory(n) - engine.memory(0) == n * (engine.memory(1) - engine.memory(0))
-    for budget in (0, engine.memory(1), engine.memory(3), engine.memory(100) + 1):
-        rows = GradientFeatures(engine).affordable_rows(budget)
-        assert rows == 1 or engine.memory(rows) <= budget
-        assert engine.memory(rows + 1) > budget
+    features = GradientFeatures(engine)
+    for budget in (0, features.memory(1), features.memory(3), features.memory(100) + 1):
+        rows = features.affordable_rows(budget)
+        assert rows == 1 or features.memory(rows) <= budget
+        assert features.memory(rows + 1) > budget
 
 
 def run(program):
