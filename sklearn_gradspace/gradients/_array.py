@@ -15,7 +15,6 @@ from ._factored import FactoredGradients
 from ._factored_features import FactoredFeatures
 from ._features import GradientFeatures
 from ._memory import require_memory
-from ._outputs import counted_from
 from ._passes import Result, over_batches, slices
 from ._user import called
 
@@ -173,12 +172,9 @@ class GradientArray:
         outputs : Tensor of shape (n_samples, n_outputs)
             The net's outputs.
         """
-
-        def of(rows: slice) -> Tensor:
-            with counted_from(rows.start):
-                return self.features.engine.outputs(self.X[rows])
-
-        return torch.cat([of(rows) for rows in slices(max(1, len(self)), self.features.batch_size)])
+        engine = self.features.engine
+        parts = list(over_batches(lambda batch: engine.outputs(batch.X), self, n_jobs=1)) or [engine.outputs(self.X)]
+        return torch.cat(parts)
 
     def view(self, labels: Tensor | None = None) -> Tensor:
         """Compute features of all rows at once, on the device.

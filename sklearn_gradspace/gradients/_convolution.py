@@ -10,8 +10,9 @@ from math import prod
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import grad
+from torch.nn.modules.conv import _ConvNd
 
 from ._scratch import Scratch
 
@@ -25,14 +26,14 @@ _MANY_POSITIONS, _MANY_CHANNELS = 1024, 16
 _GROUPED = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
 
 
-def padded(layer: nn.Module, inputs: Tensor) -> Tensor:
+def padded(layer: _ConvNd, inputs: Tensor) -> Tensor:
     """Return the input of a convolution with its padding around it."""
     widths = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return F.pad(inputs, widths, mode=mode) if any(widths) else inputs
 
 
-def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch) -> None:
+def window_products(layer: _ConvNd, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch) -> None:
     """Write ``sum over positions q of points_q windows_q^T``.
 
     Parameters
@@ -57,7 +58,7 @@ def window_products(layer: nn.Module, windowed: Tensor, points: Tensor, out: Ten
         _by_windows(layer, windowed, points, out, scratch, in_weight_order=not by_tap)
 
 
-def _by_grouped_convolution(layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor) -> None:
+def _by_grouped_convolution(layer: _ConvNd, windowed: Tensor, points: Tensor, out: Tensor) -> None:
     (n, k, m), (c, *kernel) = points.shape[:3], out.shape[3:]
     points = points.reshape(1, n * k * m, *points.shape[3:])
     windowed = windowed.reshape(1, n * c, *windowed.shape[2:])
@@ -67,10 +68,10 @@ def _by_grouped_convolution(layer: nn.Module, windowed: Tensor, points: Tensor, 
 
 
 def _by_windows(
-    layer: nn.Module, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch, in_weight_order: bool
+    layer: _ConvNd, windowed: Tensor, points: Tensor, out: Tensor, scratch: Scratch, in_weight_order: bool
 ) -> None:
     (n, k, m, *positions), (c, *kernel), groups = points.shape, out.shape[3:], layer.groups
-    rank, m, n_positions, n_taps = len(kernel), m // groups, prod(positions), prod(kernel)  # type: ignore[assignment]
+    rank, m, n_positions, n_taps = len(kernel), m // groups, prod(positions), prod(kernel)
     windows = _windows(layer, windowed, positions, kernel).unflatten(-1, (groups, c)).movedim(-2, 1)
     turns = in_weight_order and out.device.type == "cpu"  # elsewhere copies of windows are in that order at once
     if in_weight_order and not turns:
@@ -115,7 +116,7 @@ def _is_by_tap(weights: Tensor) -> bool:
     return weights[0, 0, 0].movedim(0, -1).is_contiguous()
 
 
-def _windows(layer: nn.Module, windowed: Tensor, positions: list[int], kernel: list[int]) -> Tensor:
+def _windows(layer: _ConvNd, windowed: Tensor, positions: list[int], kernel: list[int]) -> Tensor:
     """Return the view of shape (n, *positions, *kernel, channels) on a tensor with its channels last."""
     windowed = windowed.movedim(1, -1).contiguous()
     strides = windowed.stride()

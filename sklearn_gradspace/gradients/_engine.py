@@ -474,10 +474,7 @@ class GradientEngine:
         forward = forward_pass(
             self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, scalars_a_pass=scalars
         )
-        if self.device.type == "cpu":
-            check_finite(forward.outputs)
-        else:
-            self.row_limit.look_in_the_end(forward.outputs)
+        self.row_limit.check_finite(forward.outputs)
         tried = forward.like(self.signature) if self.uses_of(forward, self.uses) == self.uses else None
         forward = tried or replace(forward, calls={}, as_tried=False)
         if not self.transform_bytes:

@@ -284,7 +284,8 @@ class GradientFeatures:
         if self.mask is not None:
             gradients = gradients.index_select(-1, self.columns)  # type: ignore[arg-type]
         scratch = self.engine.scratch
-        factors = self._factors(forward) if self.percentile < 100 and not self._whitens else None
+        are_of_use = self.percentile < 100 and not self._whitens and self.engine.device.type == "cpu"
+        factors = self._factors(forward) if are_of_use else None
         select_largest(gradients, self.kept_blocks, self.percentile, factors, self.selection, scratch)
         scaler = self.scaler if isinstance(self.scaler, Scaler) else None
         for piece in self._pieces(gradients):

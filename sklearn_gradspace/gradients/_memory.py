@@ -125,7 +125,7 @@ class PeakBytes(TorchDispatchMode):
 
 
 class RowLimit:
-    """How many rows are computed at a time: half as many from where memory runs out on.
+    """How many rows are computed at a time: half as many from where memory runs out on; and whether all are finite.
 
     Parameters
     ----------
@@ -141,16 +141,18 @@ class RowLimit:
     def __init__(self, device: torch.device) -> None:
         self.device, self.rows, self._local = device, 2**31, local()
 
-    def look_in_the_end(self, outputs: Tensor) -> None:
-        """Look whether outputs are finite: at the end of the call of `passes` that computes them, else at once.
+    def check_finite(self, outputs: Tensor) -> None:
+        """Name the rows of outputs that are not finite.
+
+        At once on a CPU. Other devices each look would wait for: at the end of the call of `passes` that computes them.
 
         Parameters
         ----------
         outputs : Tensor of shape (n, n_outputs)
-            On a device that each look waits for.
+            Of a pass.
         """
         looks = getattr(self._local, "looks", None)
-        if looks is None:
+        if looks is None or outputs.device.type == "cpu":
             check_finite(outputs)
         else:
             looks.append(torch.isfinite(outputs).all(1))

@@ -39,7 +39,7 @@ def select_largest(
     percentile : float in (0, 100]
         Percentage of entries to keep; 100 keeps all of them.
     factors : dict of str to (Tensor of shape (n, k, n_out), Tensor of shape (n, n_in)), optional
-        For blocks that are outer products of float32 factors, these, which tell the threshold without the product.
+        For blocks that are outer products of float32 factors on the CPU, these, which tell the threshold without it.
     selection : {"exact", "sampled"}, default="exact"
         "sampled": the threshold is the percentile of 4,096 entries of the block.
     scratch : Scratch, optional
@@ -57,20 +57,22 @@ def select_largest(
     """
     if percentile == 100:
         return gradients
-    scratch, on_cpu = scratch or Scratch(), gradients.device.type == "cpu"
+    scratch = scratch or Scratch()
     for block in blocks:
         part = gradients[..., block.slice]
         if selection == "sampled":
             entries = part if block.size <= _SAMPLE else part[..., _positions(block.size, part.device)]
             rank = _rank(entries.shape[-1], percentile)
             thresholds = entries.abs().kthvalue(rank + 1, -1).values
-        elif on_cpu and block.size >= _MANY and block.name in (factors or {}):
+        elif block.size >= _MANY and block.name in (factors or {}):
             thresholds = kth_product(*factors[block.name], _rank(block.size, percentile))
-        elif on_cpu and block.size > _FEW:
+        elif part.device.type == "cpu" and block.size > _FEW:
             _select_rows(_rows(part), _rank(block.size, percentile), scratch)
             continue
         else:
-            thresholds = _order_statistic(part.abs(), _rank(block.size, percentile))
+            magnitudes = part.abs()
+            _zero_up_to(part, magnitudes, _order_statistic(magnitudes, _rank(block.size, percentile)))
+            continue
         _keep_above(part, thresholds)
     return gradients
 
@@ -87,9 +89,13 @@ def _order_statistic(values: Tensor, rank: int) -> Tensor:
     return values.topk(rank + 1, -1, largest=False, sorted=False).values.amax(-1)
 
 
+def _zero_up_to(part: Tensor, magnitudes: Tensor, thresholds: Tensor) -> None:
+    part.masked_fill_(magnitudes <= thresholds.unsqueeze(-1), 0)
+
+
 def _keep_above(part: Tensor, thresholds: Tensor) -> None:
     if part.device.type != "cpu" or part.shape[-1] <= _FEW:
-        part.masked_fill_(part.abs() <= thresholds.unsqueeze(-1), 0)
+        _zero_up_to(part, part.abs(), thresholds)
         return
     for row, threshold in zip(_rows(part), thresholds.flatten().tolist()):
         if threshold > 0:

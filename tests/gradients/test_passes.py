@@ -131,7 +131,7 @@ def test_outputs_of_a_pass_by_itself_are_looked_at_at_once(overflowing):
 
 def test_memory_that_runs_out_in_a_call_within_another_loses_no_look(overflowing, device, monkeypatch):
     if device.type == "cpu":
-        pytest.skip("a CPU looks at once")
+        pytest.skip("on a CPU the outputs of each pass are looked at before the call within it")
     features, X, bad = overflowing
     outcomes = [MemoryError(), *[DEFAULT] * 2]
     monkeypatch.setattr(_engine, "write_gradients", Mock(side_effect=outcomes, wraps=_engine.write_gradients))

@@ -1,5 +1,7 @@
 """Rows and labels are brought to a device, which is waited for once in the end; the stand-in for a GPU tells."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import BY_NAME, CASES
@@ -8,7 +10,7 @@ from conftest import NAME
 from sklearn_gradspace.gradients import GradientArray, GradientEngine, GradientFeatures, ScaleStatistics
 
 if NAME != "standin":
-    pytest.skip("needs GRADSPACE_TEST_DEVICE=standin", allow_module_level=True)
+    pytest.skip("only the stand-in for a GPU counts waits: GRADSPACE_TEST_DEVICE=standin", allow_module_level=True)
 
 from standin import waiting
 
@@ -42,7 +44,7 @@ def test_features(name, percentile, how, device):
     if how is not None:
         statistics = ScaleStatistics(how, features.blocks)
         statistics.merge(statistics.of(GradientArray(features, case.X)))
-        features = GradientFeatures(features.engine, percentile, statistics.scaler(torch.float64), 0.5, batch_size=2)
+        features = replace(features, scaler=statistics.scaler(torch.float64), power=0.5)
     for n_tensors, labels in ((1, None), (2, labels_of(case))):
         with waiting() as waits:
             features(case.X, labels)
