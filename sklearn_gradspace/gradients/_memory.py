@@ -144,7 +144,7 @@ class RowLimit:
     def check_finite(self, outputs: Tensor) -> None:
         """Name the rows of outputs that are not finite.
 
-        At once on a CPU. Other devices each look would wait for: at the end of the call of `passes` that computes them.
+        At once on a CPU. A look waits for other devices, so there it is at the end of the call of `passes`.
 
         Parameters
         ----------
