@@ -23,6 +23,9 @@ _STACKED_BYTES = 2**24  # gradients of a row up to which one product makes those
 # From here on copying windows costs more than a grouped convolution that takes each sample for a group.
 _MANY_POSITIONS, _MANY_CHANNELS = 1024, 16
 
+# Products of windows of an odd size, as first layers have, take up to four times as long as of a multiple of this.
+_REGISTER = 16
+
 _GROUPED = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
 
 
@@ -80,25 +83,28 @@ def _by_windows(
     points = points.reshape(n, groups, n_positions, k * m).mT  # (n, groups, k · m, positions)
     weights = out.view(n, k, groups, m, c, n_taps)
     ordered = weights if in_weight_order else weights.mT  # as the products come
-    straight = groups == k == 1 and ordered[0].is_contiguous()
+    size = n_taps * c
+    width = size + -size % _REGISTER if size % 2 else size
+    straight = groups == k == 1 and ordered[0].is_contiguous() and width == size
 
     limit = _WINDOW_BYTES * torch.get_num_threads() if out.device.type == "cpu" else _WINDOW_BYTES_ELSEWHERE
-    step = min(n, max(1, limit // (groups * n_positions * n_taps * c * out.element_size())))
-    copies = scratch("windows", (step, *windows.shape[1:]), out.dtype, out.device)
+    step = min(n, max(1, limit // (groups * n_positions * width * out.element_size())))
+    copies = scratch("windows", (step * groups, n_positions, width), out.dtype, out.device)
     turned = scratch("turned windows", copies.shape, out.dtype, out.device) if turns else None
-    products = None if straight else scratch("products", (step * groups, k * m, c * n_taps), out.dtype, out.device)
+    products = None if straight else scratch("products", (step * groups, k * m, width), out.dtype, out.device)
     for start in range(0, n, step):
         part = slice(start, start + step)
         rows = len(out[part])
-        u = copies[:rows].copy_(windows[part]).view(rows * groups, n_positions, n_taps * c)
+        u = copies[: rows * groups]
+        u[..., :size].view(windows[part].shape).copy_(windows[part])
         if turned is not None:
-            by_tap, u = u.unflatten(2, (n_taps, c)), turned[:rows].view(u.shape)
-            _put(u.unflatten(2, (c, n_taps)), by_tap.mT)
+            by_tap, u = u[..., :size].unflatten(2, (n_taps, c)), turned[: rows * groups]
+            _put(u[..., :size].unflatten(2, (c, n_taps)), by_tap.mT)
         delta = points[part].reshape(rows * groups, k * m, n_positions)
         if straight:
-            torch.bmm(delta, u, out=ordered[part].view(rows, m, c * n_taps))
+            torch.bmm(delta, u, out=ordered[part].view(rows, m, size))
             continue
-        product = torch.bmm(delta, u, out=products[: rows * groups])
+        product = torch.bmm(delta, u, out=products[: rows * groups])[..., :size]
         product = product.view(rows, groups, k, m, *ordered.shape[-2:]).transpose(1, 2)
         _put(weights[part], product if in_weight_order else product.mT)
 

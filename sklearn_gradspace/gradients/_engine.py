@@ -22,7 +22,7 @@ from ._blocks import choose_parameters, make_blocks
 from ._computing import computing
 from ._forward import ForwardPass, forward_pass, net_output
 from ._group_norm import guard_group_norms
-from ._memory import LINE_BYTES, RowLimit, empty, free_bytes, is_out_of_memory
+from ._memory import LINE_BYTES, RowLimit, empty, free_bytes, is_out_of_memory, keep_freed_memory
 from ._outputs import SCALARS, Labels, NotFiniteError, Scalar, check_finite
 from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
@@ -37,6 +37,11 @@ DTYPES = (None, "float64", "float32", "bfloat16", "tf32")
 CACHE_BYTES = 2**24
 _PART_BYTES = {"cpu": CACHE_BYTES}
 _PART_BYTES_ELSEWHERE = 2**27
+# Rows of a pass where nobody says how many: from a few on until they take these bytes. Those of larger passes are first
+# written to in new memory on a CPU, which takes up to a quarter of the time.
+_PASS_BYTES = {"cpu": 2**27}
+_PASS_BYTES_ELSEWHERE = 2**32
+_FEW_ROWS = 16
 _SCRATCH_BYTES = 2**26
 _LINE = LINE_BYTES // 4  # single precision numbers of a line of the cache
 
@@ -160,6 +165,7 @@ class GradientEngine:
         self.device, self.dtype = first.device, first.dtype
         self.scratch, self.apply = Scratch(), net_output(self.output)
         self.row_limit = RowLimit(self.device)
+        keep_freed_memory()
 
     def copy_of_net(self) -> nn.Module:
         """Return a copy on the shared weights, in which nothing before the first chosen parameter is differentiated.
@@ -325,7 +331,7 @@ class GradientEngine:
         out : Tensor of shape (n, k, n_params), optional
             Where to write; by default one place for each part in turn.
         batch_size : int, optional
-            Rows of a pass through the net; by default all.
+            Rows of a pass through the net; by default :meth:`pass_rows`.
         finish : callable, optional
             What becomes of a pass and its gradients, in place, or what it returns instead.
 
@@ -346,7 +352,8 @@ class GradientEngine:
             of_batch = labels[batch] if each else labels  # type: ignore[index]
             return self._batch_parts(X[batch], of_batch, None if out is None else out[batch], finish)
 
-        return self.row_limit.passes(len(X), compute, batch_size, partial(self.needed, labels is None))
+        most = self.pass_rows(self.n_labels if labels is None else 1) if batch_size is None else batch_size
+        return self.row_limit.passes(len(X), compute, most, partial(self.needed, labels is None))
 
     def _batch_parts(
         self, X: np.ndarray, labels: Labels, out: Tensor | None, finish: Finish | None
@@ -386,6 +393,22 @@ class GradientEngine:
         """
         at_once = _PART_BYTES.get(self.device.type, _PART_BYTES_ELSEWHERE)
         return max(1, at_once // (k * self._gradient_bytes))
+
+    def pass_rows(self, k: int) -> int:
+        """Return how many rows for `k` scalars each go through the net at a time, unless a number is asked for.
+
+        Parameters
+        ----------
+        k : int
+            Number of scalars of a row.
+
+        Returns
+        -------
+        rows : int
+            One at least.
+        """
+        at_once = _PASS_BYTES.get(self.device.type, _PASS_BYTES_ELSEWHERE)
+        return max(_FEW_ROWS, at_once // max(1, self.row_bytes + k * self.label_bytes))
 
     def _checked_labels(self, labels: Tensor, n: int) -> Tensor:
         labels = torch.as_tensor(labels)
@@ -505,8 +528,8 @@ class GradientEngine:
                 f"rows have shape {rows.shape}, but {self.n_axes} axes as in `sample` are needed.{way_out}"
             )
         inputs = to_device(torch.from_numpy(rows), self.device).to(self.input_dtype)
-        last = self.channels_last and not plain
-        return inputs.contiguous(memory_format=torch.channels_last) if last else inputs
+        # `contiguous` would leave images of one channel as they are: convolutions would take them for the usual order.
+        return inputs.clone(memory_format=torch.channels_last) if self.channels_last and not plain else inputs
 
     def computing(self, exact: bool = False) -> AbstractContextManager:
         """Differentiate in whatever mode the caller is, in the engine's precision; in TF32 only if that was asked for.

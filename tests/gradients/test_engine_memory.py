@@ -1,6 +1,7 @@
 """Where memory runs out passes take fewer rows, with the same numbers; and how much they take is known before."""
 
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -190,7 +191,7 @@ sizes, forward = [], engine.forward
 engine.forward = lambda X, labels: (sizes.append(len(X)), forward(X, labels))[1]
 in_use = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**28, resource.RLIM_INFINITY))
-found = engine(X)
+found = engine(X, batch_size=len(X))
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 print(*sizes)
@@ -202,6 +203,53 @@ def test_memory_that_really_runs_out():
     sizes = [int(size) for size in run(LIMITED).split()]
     assert sizes[0] == 2048 and min(sizes) < 2048
     assert sizes == sorted(sizes, reverse=True)
+
+
+FAULTS = """
+import resource
+import numpy as np, torch
+from torch import nn
+from sklearn_gradspace.gradients import GradientEngine
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+torch.set_num_threads(1)
+X = np.ones((50, 1, 28, 28), np.float32)
+net = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(5408, 2))
+engine = GradientEngine(net, X[:4])
+labels = torch.zeros(50, dtype=torch.long)
+for _ in range(5):
+    before = faults()
+    list(engine.parts(X, labels))
+    found = faults() - before
+print(found)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back otherwise")
+def test_passes_through_a_small_net_find_their_memory_in_place():
+    assert int(run(FAULTS)) < 100  # of some 1,000 to 2,000 pages
+
+
+def test_a_pass_takes_as_many_rows_as_are_quick(device, monkeypatch):
+    case = BY_NAME["conv2d twice"]
+    engine = case.engine(device)
+    seen, forward = [], engine.forward
+    engine.forward = lambda X, labels: (seen.append(len(X)), forward(X, labels))[1]
+    X = np.concatenate([case.X] * 30)
+    every, first = engine(X), torch.zeros(len(X), dtype=torch.long)
+    assert seen == [len(X)] and engine.pass_rows(1) > len(X)  # a small net
+    for sizes in ("_PASS_BYTES", "_PASS_BYTES_ELSEWHERE"):
+        monkeypatch.setattr(_engine, sizes, {"cpu": 2**10} if sizes == "_PASS_BYTES" else 2**10)
+    assert engine.pass_rows(1) == engine.pass_rows(2) == 16
+    seen.clear()
+    assert_close(engine(X), every)
+    assert_close(engine(X, first), every[:, 0])
+    assert max(seen) == 16 and sum(seen) == 2 * len(X)
+    seen.clear()
+    assert_close(engine(X, batch_size=len(X)), every)
+    assert seen == [len(X)]
 
 
 MEASURED = """
