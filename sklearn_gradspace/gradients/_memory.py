@@ -49,8 +49,8 @@ def keep_freed_memory() -> None:
     """Have the C library of Linux keep up to 64 MiB of what is freed for what is asked for next.
 
     It gives memory back to the system where more than twice the largest block is free that it has got back so far, and
-    knows of none beyond 32 MiB. As long as all were small, a pass has to write to new pages again and again, which is up
-    to a quarter of its time. A block that is never written to takes no memory.
+    knows of none beyond 32 MiB. As long as all were small, a pass writes to new pages again and again, for up to a
+    quarter of its time. A block that is never written to takes no memory.
     """
     torch.empty(_LARGEST_OF_HEAP, dtype=torch.uint8, device="cpu")
 
