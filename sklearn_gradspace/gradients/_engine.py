@@ -28,6 +28,7 @@ from ._passes import slices
 from ._rules import EngineReport, ParameterRule, loop, write_gradients
 from ._scratch import Scratch
 from ._sharing import as_rows, check_device, packed, shared_copy, to_device, usable
+from ._step_products import Ways
 from ._trial import try_out
 from ._user import warn_user
 
@@ -82,6 +83,8 @@ class GradientEngine:
         How the gradients of each parameter are computed, and why so.
     row_bytes, label_bytes : int
         Memory that a row takes in a pass, and what each of its scalars adds, without the gradients themselves.
+    ways : dict of str to (int, frozenset)
+        Of a parameter with the rule `step_products`, which axis of its steps belongs to the samples, and their kinds.
     uses : dict of str to int
         By how many steps of differentiation each parameter is used that has a rule of its layer, or is not used.
     transform_bytes : int
@@ -110,8 +113,9 @@ class GradientEngine:
     n_labels: int
     rules: EngineReport
     signature: dict[str, list]
-    # Engines of files of older versions lack the next four.
+    # Engines of files of older versions lack the next five.
     n_axes: int = 0
+    ways: Ways = MappingProxyType({})
     uses: Mapping[str, int] = MappingProxyType({})
     transform_bytes: int = 0
     together_bytes: int = 0
@@ -494,11 +498,14 @@ class GradientEngine:
     def _pass(self, X: np.ndarray, labels: Labels, scalars: int = 1) -> ForwardPass:
         # Several scalars go back faster through images in the usual order.
         inputs = self.inputs(X, plain=scalars > 1)
+        axes = {name: axis for name, (axis, _) in self.ways.items()}
         forward = forward_pass(
-            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, scalars_a_pass=scalars
-        )
+            self.apply, self.module, self.signature, inputs, self.scalar, labels, self.scratch, scalars_a_pass=scalars,
+            axes=axes,
+        )  # fmt: skip
         self.row_limit.check_finite(forward.outputs)
-        tried = forward.like(self.signature) if self.uses_of(forward, self.uses) == self.uses else None
+        same = self.uses_of(forward, self.uses) == self.uses and forward.takes(self.ways)
+        tried = forward.like(self.signature) if same else None
         forward = tried or replace(forward, calls={}, as_tried=False)
         if not self.transform_bytes:
             return forward

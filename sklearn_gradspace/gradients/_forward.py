@@ -6,7 +6,8 @@ A net, its layers and a batch enter; a `ForwardPass` leaves, from which per-samp
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ._outputs import Labels, Scalar, as_table, cotangents
 from ._scratch import Scratch
+from ._step_products import Steps, Ways, steps_of
 from ._steps import survey
 
 
@@ -94,6 +96,8 @@ class ForwardPass:
         Whether rows took the same way through the net as those that decided on the rules.
     at_once : int, optional
         Number of pairs of a row and a scalar that `torch.func` works on at a time.
+    steps : dict of str to list of Step or None
+        The steps that use parameters, of which those were asked for; None where one is not understood.
     """
 
     apply: Callable[[nn.Module, Tensor], Tensor]
@@ -107,14 +111,28 @@ class ForwardPass:
     uses: Mapping[int, int]
     as_tried: bool = True
     at_once: int = 2**31
+    steps: Steps = field(default_factory=dict)
 
     def rows(self, part: slice) -> "ForwardPass":
         """Return the pass of some of the samples."""
         if part == slice(0, len(self.inputs)):
             return self
         calls = {layer: [call and call.rows(part) for call in calls] for layer, calls in self.calls.items()}
+        steps = {name: found and [step.rows(part) for step in found] for name, found in self.steps.items()}
         cut = {name: getattr(self, name)[part] for name in ("inputs", "outputs", "cotangents")}
-        return replace(self, calls=calls, **cut)
+        return replace(self, calls=calls, steps=steps, **cut)
+
+    def takes(self, ways: Ways) -> bool:
+        """Return whether parameters are used by such steps alone."""
+        return all(
+            (steps := self.steps[name]) and all(step.how in hows for step in steps) for name, (_, hows) in ways.items()
+        )
+
+    def at_steps(self, axes: Mapping[str, int]) -> "ForwardPass":
+        """Return the pass, whose graph was kept, with the steps that use some parameters, and their axes of samples."""
+        parameters = {name: self.module.get_parameter(name) for name in axes}
+        steps = steps_of(self.outputs, parameters, axes, len(self.inputs))
+        return replace(self, steps=_with_deltas(self.outputs, {}, steps, self.cotangents, True, False, 1)[1])
 
     def doubled(self) -> "ForwardPass":
         """Return the pass for each scalar and, after these, for each times two."""
@@ -175,6 +193,7 @@ class ForwardPass:
         return replace(self, calls=calls) if same else None
 
 
+Calls = dict[str, list[LayerCall | None]]
 Signature = Mapping[str, list[tuple[bool, ...] | None]]
 Backward = Callable[[Tensor], tuple[Tensor | None, ...]]
 
@@ -190,6 +209,7 @@ def forward_pass(
     keep_graph: bool = False,
     any_order: bool = False,
     scalars_a_pass: int = 1,
+    axes: Mapping[str, int] = MappingProxyType({}),
 ) -> ForwardPass:
     """Return a pass through `module`, for one scalar a row or for all.
 
@@ -210,6 +230,8 @@ def forward_pass(
         Whether there are calls where the net puts rows in another order, too.
     scalars_a_pass : int
         For how many scalars one backward pass goes; some steps can go back for one alone.
+    axes : dict of str to {0, 1}
+        The parameters whose steps are looked for, and which axis of these belongs to the samples.
     """
     modules = {name: module.get_submodule(name) for name in layers}
     with captured(modules, len(inputs), keep_graph) as calls:
@@ -220,9 +242,12 @@ def forward_pass(
             "inference_mode, checkpoints with use_reentrant=True), or it does not depend on any of the chosen `layers`."
         )
     forms, found = cotangents(scalar, outputs, labels), survey(outputs)
-    calls = _with_deltas(outputs, calls, forms, keep_graph, found.orders_rows and not any_order, scalars_a_pass)
-    outputs = outputs if keep_graph else outputs.detach()
-    return ForwardPass(apply, module, modules, inputs, outputs, calls, forms, scratch or Scratch(), found.uses)
+    parameters = {name: module.get_parameter(name) for name in axes}
+    steps = steps_of(outputs, parameters, axes, len(inputs)) if axes else {}
+    may_move = found.orders_rows and not any_order
+    calls, steps = _with_deltas(outputs, calls, steps, forms, keep_graph, may_move, scalars_a_pass)
+    outputs, scratch = outputs if keep_graph else outputs.detach(), scratch or Scratch()
+    return ForwardPass(apply, module, modules, inputs, outputs, calls, forms, scratch, found.uses, steps=steps)
 
 
 def net_output(output: Callable | None = None) -> Callable[[nn.Module, Tensor], Tensor]:
@@ -334,22 +359,27 @@ def _conformed(call: LayerCall | None, by_row: tuple[bool, ...] | None, n: int) 
 
 def _with_deltas(
     outputs: Tensor,
-    calls: dict[str, list[LayerCall | None]],
+    calls: Calls,
+    steps: Steps,
     forms: Tensor,
     keep_graph: bool,
     may_move: bool,
     scalars_a_pass: int,
-) -> dict[str, list[LayerCall | None]]:
-    """Return the calls with the cotangents of what they returned, without those on which the outputs do not depend.
+) -> tuple[Calls, Steps]:
+    """Return calls and steps with the cotangents of what they returned, no calls on which the outputs do not depend.
 
     There are none where rows, which may come in another order, do.
     """
-    edges = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
+    of_steps = [step for of_parameter in steps.values() for step in of_parameter or ()]
+    of_calls = [edge for of_layer in calls.values() for call in of_layer if call for edge in call.edges]
+    edges = [*of_calls, *(step.edge for step in of_steps)]
     if not edges:
-        return calls
+        return calls, steps
 
     def back(form: Tensor, keep: bool = True) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(outputs, edges, form, retain_graph=keep, allow_unused=True)
+        found = torch.autograd.grad(outputs, edges, form, retain_graph=keep, allow_unused=True)
+        cut = (delta if delta is None else step.by_row(delta) for step, delta in zip(of_steps, found[len(of_calls) :]))
+        return (*found[: len(of_calls)], *cut) if of_steps else found
 
     if scalars_a_pass > 1:
         deltas = _batched(back, forms, scalars_a_pass)
@@ -358,7 +388,7 @@ def _with_deltas(
         passes = [back(form, keep or j < last) for j, form in enumerate(forms.unbind(1))]
         deltas = [None if of_edge[0] is None else _stacked(of_edge) for of_edge in zip(*passes)]
     if may_move and not _rows_stay(back, forms[:, 0], deltas):
-        return {}
+        return {}, dict.fromkeys(steps)
     found = iter(deltas)
 
     def complete(call: LayerCall | None) -> LayerCall | None:
@@ -372,7 +402,12 @@ def _with_deltas(
         )
 
     completed = {layer: [complete(call) for call in of_layer] for layer, of_layer in calls.items()}
-    return {layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()}
+    calls = {layer: [call for call in of_layer if call is None or call.deltas] for layer, of_layer in completed.items()}
+    return calls, {
+        name: of_parameter
+        and [step._replace(edge=None, deltas=delta) for step, delta in zip(of_parameter, found) if delta is not None]
+        for name, of_parameter in steps.items()
+    }
 
 
 def _rows_stay(back: Backward, form: Tensor, deltas: list[Tensor | None]) -> bool:

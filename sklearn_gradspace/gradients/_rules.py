@@ -16,6 +16,7 @@ from . import _layer_rules
 from ._forward import ForwardPass, LayerCall
 from ._memory import is_out_of_memory
 from ._passes import slices
+from ._step_products import How, Ways, write_products
 from ._steps import StepGraph
 
 Gradients = dict[str, Tensor]
@@ -35,9 +36,9 @@ class ParameterRule:
     ----------
     name : str
         Name of the parameter in the net.
-    rule : {"closed_form", "layer_transform", "net_transform", "loop", "unused"}
-        Products of what enters its layer and what comes back to it; `torch.func` on its layer, or on the whole net; a
-        backward pass for each row and scalar; zeros.
+    rule : {"closed_form", "step_products", "layer_transform", "net_transform", "loop", "unused"}
+        Products of what enters its layer and what comes back to it; products at the sums and matrix products that use
+        it; `torch.func` on its layer, or on the whole net; a backward pass for each row and scalar; zeros.
     why : str
         What decided.
 
@@ -73,6 +74,12 @@ def closed_form(forward: ForwardPass, out: Gradients) -> None:
             rule(layer, name, inputs, deltas, place, forward.scratch)
 
     _by_layer(forward, out, write)
+
+
+def step_products(forward: ForwardPass, out: Gradients) -> None:
+    """Products of what the steps that use a parameter multiply it with and what comes back to them."""
+    for name, place in out.items():
+        write_products(forward.steps[name], place)
 
 
 def layer_transform(forward: ForwardPass, out: Gradients) -> None:
@@ -111,7 +118,9 @@ def unused(forward: ForwardPass, out: Gradients) -> None:
         place.zero_()
 
 
-RULES: dict[str, Rule] = {rule.__name__: rule for rule in (closed_form, layer_transform, net_transform, loop, unused)}
+RULES: dict[str, Rule] = {
+    rule.__name__: rule for rule in (closed_form, step_products, layer_transform, net_transform, loop, unused)
+}
 _TRANSFORMS = (layer_transform, net_transform)
 LAYER_RULES = (closed_form.__name__, layer_transform.__name__)
 
@@ -138,8 +147,15 @@ def outer_factors(
     return factors
 
 
-def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
+def choose_rules(forward: ForwardPass, names: Sequence[str], at_steps: bool = True) -> tuple[EngineReport, Ways]:
     """Return the cheapest rule that is right on `forward`, whose graph was kept, for each of the parameters `names`.
+
+    Parameters
+    ----------
+    forward : ForwardPass
+    names : sequence of str
+    at_steps : bool
+        Whether parameters may have the rule `step_products`, which is then right for steps like those returned.
 
     Raises
     ------
@@ -156,11 +172,18 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
         if gradient is None
     }
     del sums
-    graph = StepGraph(forward.outputs)
+    graph, ways = StepGraph(forward.outputs), dict[str, tuple[int, frozenset[How]]]()
     for group in _groups(parameters, len(forward.inputs)):
         trial = _Trial(forward, group, largest)
         candidates = {name: _rule_of_layer(forward, name, graph) for name in group if name not in chosen}
-        for rule in (closed_form, layer_transform, net_transform, loop):
+        for rule in (closed_form, step_products, layer_transform, net_transform, loop):
+            if rule is step_products:
+                found = trial.ways([name for name in candidates if at_steps and name not in chosen])
+                for name, (_, hows) in found.items():
+                    kinds = ", ".join(sorted({how.kind.removesuffix("Backward0") for how in hows}))
+                    chosen[name] = ParameterRule(name, rule.__name__, f"used by {kinds}")
+                ways |= found
+                continue
             general = rule in (net_transform, loop)
             tried = [name for name, (own, _) in candidates.items() if name not in chosen and (general or own is rule)]
             for name, right in trial.passes(rule, tried).items():
@@ -176,7 +199,7 @@ def choose_rules(forward: ForwardPass, names: Sequence[str]) -> EngineReport:
             "evaluation mode, or mixes the rows of a batch. Features need a net that is a function of each row by "
             "itself."
         )
-    return EngineReport(chosen[name] for name in names)
+    return EngineReport(chosen[name] for name in names), ways
 
 
 def _rule_of_layer(forward: ForwardPass, name: str, graph: StepGraph) -> tuple[Rule | None, str]:
@@ -211,21 +234,34 @@ class _Trial:
         rows = [autograd(row, parameters, c[0]) for row, c in zip(forward.outputs, forward.cotangents)]
         self.truth = {name: torch.stack([row[name] for row in rows]) for name in names}
 
-    def passes(self, rule: Rule, names: Sequence[str]) -> dict[str, bool]:
+    def ways(self, names: Sequence[str]) -> Ways:
+        """Return what is known of the steps of those of `names` of which `step_products` gives the true gradients."""
+        found: dict = {}
+        for axis in (0, 1):
+            forward = self.forward.at_steps(dict.fromkeys([name for name in names if name not in found], axis))
+            steps = {name: of_parameter for name, of_parameter in forward.steps.items() if of_parameter}
+            right = self.passes(step_products, list(steps), forward)
+            found |= {name: (axis, frozenset(s.how for s in steps[name])) for name in steps if right[name]}
+        return found
+
+    def passes(self, rule: Rule, names: Sequence[str], forward: ForwardPass | None = None) -> dict[str, bool]:
         """Return for each of `names` whether `rule` gives the true gradients, zero up to rounding of the largest."""
         if not names:
             return {}
         # A transform may be right for one scalar, and mix what goes back for two.
-        forward, scalars = (self.forward.doubled(), 2) if rule in _TRANSFORMS else (self.forward, 1)
+        tried, scalars = forward or self.forward, 1
+        if rule in _TRANSFORMS:
+            tried, scalars = tried.doubled(), 2
         truths = {name: self.truth[name] for name in names}
         found = {name: t.new_full((len(t), scalars, *t.shape[1:]), torch.nan) for name, t in truths.items()}
         try:
             with torch.no_grad():
-                rule(forward, found)
+                rule(tried, found)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # of transforms that cannot
             if is_out_of_memory(error):
                 raise
-            return {name: self.passes(rule, [name])[name] for name in names} if len(names) > 1 else {names[0]: False}
+            alone = {name: self.passes(rule, [name], forward)[name] for name in names} if len(names) > 1 else {}
+            return alone or {names[0]: False}
         # The loop is right wherever a row's gradient is a fact at all: it may differ by rounding inside the net.
         rounding = 1e-6 if rule is loop else 100 * torch.finfo(self.forward.outputs.dtype).eps
         return {

@@ -35,13 +35,13 @@ def survey(outputs: Tensor) -> Survey:
     while ahead:
         step = ahead.pop()
         orders_rows = orders_rows or type(step).__name__.startswith(_ORDERINGS)
-        for before, _ in step.next_functions:
-            parameter = getattr(before, "variable", None)
+        for source, _ in step.next_functions:
+            parameter = getattr(source, "variable", None)
             if parameter is not None:
                 uses[id(parameter)] = uses.get(id(parameter), 0) + 1
-            elif before is not None and before not in seen:
-                seen.add(before)
-                ahead.append(before)
+            elif source is not None and source not in seen:
+                seen.add(source)
+                ahead.append(source)
     return Survey(uses, orders_rows)
 
 
@@ -55,10 +55,10 @@ class StepGraph:
 
     def __init__(self, outputs: Tensor) -> None:
         self._after: dict[Node, list[Node]] = {}
-        for step in _before([outputs.grad_fn]):
-            for before, _ in step.next_functions:
-                if before is not None:
-                    self._after.setdefault(before, []).append(step)
+        for step in before([outputs.grad_fn]):
+            for source, _ in step.next_functions:
+                if source is not None:
+                    self._after.setdefault(source, []).append(step)
         self._leaves = {id(step.variable): step for step in self._after if hasattr(step, "variable")}
 
     def leads_past(self, parameter: Tensor, calls: Sequence[tuple[Collection[Node], Collection[Node]]]) -> bool:
@@ -71,7 +71,7 @@ class StepGraph:
             The steps of what the layer returned in each of its calls, and of what it got.
         """
         ends = {step for of_call, _ in calls for step in of_call}
-        inside = {step for of_call, sources in calls for step in _before(set(of_call).difference(sources), sources)}
+        inside = {step for of_call, sources in calls for step in before(set(of_call).difference(sources), sources)}
         ahead = [self._leaves[id(parameter)]]
         seen = set(ahead)
         while ahead:
@@ -84,13 +84,13 @@ class StepGraph:
         return False
 
 
-def _before(steps: Iterable[Node | None], sources: Collection[Node] = ()) -> set[Node]:
+def before(steps: Iterable[Node | None], sources: Collection[Node] = ()) -> set[Node]:
     """Return `steps` and all that come before them in the net, up to `sources`."""
     ahead = [step for step in steps if step is not None]
     found = set(ahead)
     while ahead:
-        for before, _ in ahead.pop().next_functions:
-            if before is not None and before not in found and before not in sources:
-                found.add(before)
-                ahead.append(before)
+        for source, _ in ahead.pop().next_functions:
+            if source is not None and source not in found and source not in sources:
+                found.add(source)
+                ahead.append(source)
     return found

@@ -56,11 +56,14 @@ def try_out(engine: "GradientEngine", sample: np.ndarray) -> None:
     refuse_mixing(forward, engine.scalar)
     if engine.n_params < _MANY:
         _compare_many(engine, sample)
-    engine.rules = choose_rules(forward, [block.name for block in engine.blocks])
-    by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}
-    engine.signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
+    for at_steps in (True, False):
+        engine.rules, engine.ways = choose_rules(forward, [block.name for block in engine.blocks], at_steps)
+        by_layer = {forward.layer_of(rule.name) for rule in engine.rules if rule.rule in LAYER_RULES}
+        engine.signature = {layer: by_row for layer, by_row in forward.signature().items() if layer in by_layer}
+        tried, engine.row_bytes, engine.label_bytes = _measured_pass(engine, X, labels)
+        if tried.takes(engine.ways):  # the steps may be others in the engine's precision
+            break
     of_calls = [rule.name for rule in engine.rules if rule.rule in (*LAYER_RULES, unused.__name__)]
-    tried, engine.row_bytes, engine.label_bytes = _measured_pass(engine, X, labels)
     engine.uses, engine.transform_bytes = engine.uses_of(tried, of_calls), _transform_bytes(engine, tried)
     if engine.n_labels > _FEW_LABELS:
         engine.together_bytes = _together_bytes(engine, X)
@@ -171,7 +174,8 @@ def _together_bytes(engine: "GradientEngine", X: np.ndarray) -> int:
 
     def one_pass(scalars: int) -> ForwardPass:
         inputs, layers = engine.inputs(X, plain=True), engine.signature
-        return forward_pass(engine.apply, engine.module, layers, inputs, _few, scalars_a_pass=scalars)
+        axes = {name: axis for name, (axis, _) in engine.ways.items()}
+        return forward_pass(engine.apply, engine.module, layers, inputs, _few, scalars_a_pass=scalars, axes=axes)
 
     expected = _deltas(one_pass(1))
     try:
@@ -190,7 +194,8 @@ def _few(outputs: Tensor) -> Tensor:
 
 
 def _deltas(forward: ForwardPass) -> list[Tensor]:
-    return [delta for calls in forward.calls.values() for call in calls if call for delta in call.deltas]
+    of_calls = [delta for calls in forward.calls.values() for call in calls if call for delta in call.deltas]
+    return of_calls + [step.deltas for steps in forward.steps.values() for step in steps or ()]
 
 
 def _differ_by_rounding(found: Tensor, truth: Tensor) -> bool:
@@ -212,6 +217,7 @@ def _transform_bytes(engine: "GradientEngine", forward: ForwardPass) -> int:
 def _measured_error(engine: "GradientEngine", X: np.ndarray, labels: Tensor, precise: ForwardPass) -> float:
     found = engine(X, labels).unsqueeze(1)
     truth = torch.empty_like(found, dtype=precise.outputs.dtype)
+    precise = precise.at_steps({name: axis for name, (axis, _) in engine.ways.items()})
     write_gradients(precise, engine.rules, engine.places(truth))
     errors = []
     for block in engine.blocks:

@@ -142,7 +142,7 @@ def test_rules_are_in_the_order_of_blocks_and_do_not_depend_on_the_labels(case, 
     assert [rule.name for rule in engine.rules] == names
     decisive = case.X[np.linspace(0, case.n - 1, 4, dtype=int)]
     forward = precise_forward(engine, decisive, torch.zeros(4, dtype=torch.long, device=engine.device))
-    assert choose_rules(forward, names) == engine.rules
+    assert choose_rules(forward, names) == (engine.rules, engine.ways)
 
 
 @pytest.mark.parametrize("truth_bytes", [1, 200, 2**28])
