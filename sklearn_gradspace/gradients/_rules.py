@@ -180,8 +180,8 @@ def choose_rules(forward: ForwardPass, names: Sequence[str], at_steps: bool = Tr
             if rule is step_products:
                 found = trial.ways([name for name in candidates if at_steps and name not in chosen])
                 for name, (_, hows) in found.items():
-                    kinds = ", ".join(sorted({how.kind.removesuffix("Backward0") for how in hows}))
-                    chosen[name] = ParameterRule(name, rule.__name__, f"used by {kinds}")
+                    roles = " and ".join(sorted({how.role for how in hows}))
+                    chosen[name] = ParameterRule(name, rule.__name__, f"used by {roles} alone")
                 ways |= found
                 continue
             general = rule in (net_transform, loop)

@@ -17,7 +17,9 @@ from ._steps import before
 # Steps that a parameter goes through on its way to the one that uses it, and keeps its entries in order.
 _RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0", "AliasBackward0", "ReshapeAliasBackward0")
 _TRANSPOSES = "TBackward0"
-_BROADCASTS = ("AddBackward0", "SubBackward0", "MulBackward0", "ExpandBackward0", "RepeatBackward0")
+_LAYER_NORM = "NativeLayerNormBackward0"
+_BROADCASTS = ("AddBackward0", "SubBackward0", "MulBackward0", "ExpandBackward0", "RepeatBackward0", _LAYER_NORM)
+SUM, PRODUCT, MATRIX_PRODUCT = "sums", "products", "matrix products"
 
 
 class How(NamedTuple):
@@ -25,23 +27,22 @@ class How(NamedTuple):
 
     Parameters
     ----------
-    kind : str
-        The step's name.
-    place : int
-        Which of the step's inputs the parameter is.
+    role : {"sums", "products", "matrix products"}
+        What the parameter is a part of.
     turned : bool
         Whether as a transposed matrix.
     alone : bool
-        Whether a sample has a single row of the matrix that the step makes.
+        Whether a sample has a single row of the matrix that the step makes, if it makes one.
     """
 
-    kind: str
-    place: int
-    turned: bool
-    alone: bool
+    role: str
+    turned: bool = False
+    alone: bool = False
 
 
-Ways = Mapping[str, tuple[int, frozenset[How]]]  # which axis of a parameter's steps belongs to the samples; their kinds
+Ways = Mapping[
+    str, tuple[int, frozenset[How]]
+]  # which axis of a parameter's steps belongs to the samples; how they use it
 
 
 class Step(NamedTuple):
@@ -56,8 +57,8 @@ class Step(NamedTuple):
         Which axis of the step's output, as :meth:`by_row` cuts it, belongs to the samples.
     n : int
         Number of samples.
-    shape : tuple of int
-        That of the parameter as the step got it, beside the output without its samples; empty for matrix products.
+    shape : tuple of int, optional
+        That of the parameter as the step got it, beside the output without its samples; None where that is a matrix.
     factor : Tensor of shape (n, ...), optional
         What the parameter was multiplied with.
     times : float
@@ -70,19 +71,14 @@ class Step(NamedTuple):
     edge: GradientEdge | None
     axis: int
     n: int
-    shape: tuple[int, ...]
-    factor: Tensor | None
-    times: float
+    shape: tuple[int, ...] | None = None
+    factor: Tensor | None = None
+    times: float = 1.0
     deltas: Tensor | None = None
-
-    @property
-    def is_product(self) -> bool:
-        """Whether the parameter is a factor of a matrix product, or the bias of one."""
-        return self.how.kind not in _BROADCASTS
 
     def by_row(self, tensor: Tensor) -> Tensor:
         """Return what has the shape of the step's output, or of its factor, with the samples' axis first."""
-        if self.is_product:
+        if self.shape is None:
             tensor = tensor.unflatten(0, (self.n, -1) if self.axis == 0 else (-1, self.n))
         return tensor.movedim(self.axis, 0)
 
@@ -133,44 +129,58 @@ def _origin(source: Node | None) -> tuple[Tensor | None, tuple[int, ...], list[s
 
 
 def _step(node: Node, place: int, shape: tuple[int, ...], ways: list[str], axis: int, n: int) -> Step | None:
-    kind, output = type(node).__name__, tuple(node._input_metadata[0].shape)
-    edge, turned = GradientEdge(node, 0), ways == [_TRANSPOSES]
-    if kind in _BROADCASTS:
-        if _TRANSPOSES in ways or len(output) <= axis or output[axis] != n:
-            return None
-        shape = (1,) * (len(output) - len(shape)) + shape
-        own, beside = shape[axis], shape[:axis] + shape[axis + 1 :]
-        if own != 1 or any(size not in (1, of_output) for size, of_output in zip(beside, _without(output, axis))):
-            return None
-        factor, times = None, 1.0
-        if kind == "MulBackward0":
-            factor = _saved(node, "other") if place == 0 else _saved(node, "self")
-        elif place == 1 and kind in ("AddBackward0", "SubBackward0"):
-            times = _saved(node, "alpha") if kind == "AddBackward0" else -_saved(node, "alpha")
-        step = Step(How(kind, place, False, False), edge, axis, n, beside, None, times)
-        return step if factor is None else step._replace(factor=step.by_row(factor.detach().expand(output)))
-    if not output or output[0] % n or len(output) != 2:
+    output = tuple(node._input_metadata[0].shape)
+    of_kind = _broadcast_step if type(node).__name__ in _BROADCASTS else _matrix_step
+    return of_kind(node, place, shape, ways, output, axis, n)
+
+
+def _broadcast_step(
+    node: Node, place: int, shape: tuple[int, ...], ways: list[str], output: tuple[int, ...], axis: int, n: int
+) -> Step | None:
+    """Return the step that adds or multiplies with a parameter, each of its entries at all of some positions."""
+    if _TRANSPOSES in ways or output[axis : axis + 1] != (n,):
+        return None
+    shape = (1,) * (len(output) - len(shape)) + shape
+    beside, of_output = (sizes[:axis] + sizes[axis + 1 :] for sizes in (shape, output))
+    if shape[axis] != 1 or any(own not in (1, size) for own, size in zip(beside, of_output)):
+        return None
+    step, kind = Step(How(SUM), GradientEdge(node, 0), axis, n, beside), type(node).__name__
+    if kind == "MulBackward0" or (kind == _LAYER_NORM and place == 1):
+        factor = _normalised(node) if kind == _LAYER_NORM else _saved(node, "other" if place == 0 else "self")
+        return step._replace(how=How(PRODUCT), factor=step.by_row(factor.detach().expand(output)))
+    if kind in ("AddBackward0", "SubBackward0") and place == 1:
+        return step._replace(times=_saved(node, "alpha") * (1 if kind == "AddBackward0" else -1))
+    return step
+
+
+def _matrix_step(
+    node: Node, place: int, shape: tuple[int, ...], ways: list[str], output: tuple[int, ...], axis: int, n: int
+) -> Step | None:
+    """Return the step that multiplies matrices, the second of which is a parameter, or adds a bias to that."""
+    kind, turned = type(node).__name__, ways == [_TRANSPOSES]
+    if kind not in ("AddmmBackward0", "MmBackward0") or output[0] % n:
         return None
     alone = output[0] == n
-    step = Step(How(kind, place, turned, alone), edge, 0 if alone else axis, n, (), None, 1.0)
-    if kind == "AddmmBackward0" and place == 0 and not ways and shape == output[1:]:
-        return step._replace(times=_saved(node, "beta"))
-    if kind == "AddmmBackward0" and place == 2 and ways in ([], [_TRANSPOSES]):
-        factor, times = _saved(node, "mat1"), _saved(node, "alpha")
-    elif kind == "MmBackward0" and place == 1 and ways in ([], [_TRANSPOSES]):
-        factor, times = _saved(node, "self"), 1.0
-    else:
+    step = Step(How(SUM, alone=alone), GradientEdge(node, 0), 0 if alone else axis, n)
+    if kind == "AddmmBackward0" and place == 0:
+        return step._replace(times=_saved(node, "beta")) if shape == output[1:] and not ways else None
+    if place != (2 if kind == "AddmmBackward0" else 1) or (ways and not turned):
         return None
-    return step._replace(factor=step.by_row(factor.detach()), times=times)
+    factor, times = (
+        (_saved(node, "self"), 1.0) if kind == "MmBackward0" else (_saved(node, "mat1"), _saved(node, "alpha"))
+    )
+    how = How(MATRIX_PRODUCT, turned, alone)
+    return step._replace(how=how, factor=step.by_row(factor.detach()), times=times)
+
+
+def _normalised(node: Node) -> Tensor:
+    """Return what layer normalisation multiplies with its weight."""
+    return (_saved(node, "input").detach() - _saved(node, "result1")) * _saved(node, "result2")
 
 
 def _saved(node: Node, name: str):
     """Return what a step keeps for the way back."""
     return getattr(node, f"_saved_{name}")
-
-
-def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return shape[:axis] + shape[axis + 1 :]
 
 
 def write_products(steps: Sequence[Step], out: Tensor) -> None:
@@ -184,32 +194,31 @@ def write_products(steps: Sequence[Step], out: Tensor) -> None:
     """
     alike: dict[tuple, list[Step]] = {}
     for step in steps:
-        form = step.is_product, step.factor is None, step.how.turned, step.times, step.shape
-        alike.setdefault(form, []).append(step)
+        alike.setdefault((step.how.role, step.how.turned, step.shape, step.times), []).append(step)
     for i, group in enumerate(alike.values()):
         place = torch.empty_like(out) if i else out
         _write(group, place)
+        if group[0].times != 1:
+            place.mul_(group[0].times)
         if i:
             out.add_(place)
 
 
 def _write(steps: Sequence[Step], out: Tensor) -> None:
-    """Write the sum over steps of the same form; matrix products are one over all of their rows."""
-    step = steps[0]
-    if not step.is_product:
-        summed = [2 + i for i, size in enumerate(step.shape) if size == 1]
-        parts = [s.deltas if s.factor is None else s.deltas * s.factor.unsqueeze(1) for s in steps]
-        for i, part in enumerate(parts):
-            part = (part.to(out.dtype).sum(summed) if summed else part).reshape(out.shape)
-            out.add_(part) if i else out.copy_(part)
-    else:
-        deltas = torch.cat([s.deltas for s in steps], 2).to(out.dtype)
-        if step.factor is None:
-            out.copy_(deltas.sum(2).reshape(out.shape))
-        else:
-            factor = torch.cat([s.factor for s in steps], 1).to(out.dtype)
-            for j in range(out.shape[1]):
-                left, right = (deltas[:, j], factor) if step.how.turned else (factor, deltas[:, j])
-                torch.bmm(left.mT, right, out=out[:, j])
-    if step.times != 1:
-        out.mul_(step.times)
+    """Write the sum over steps of the same form; matrix products are one, over the rows of all."""
+    how, shape = steps[0].how, steps[0].shape
+    if shape is None:
+        deltas = torch.cat([step.deltas for step in steps], 2).to(out.dtype)
+        if how.role == SUM:
+            out.copy_(deltas.sum(2))
+            return
+        factor = torch.cat([step.factor for step in steps], 1).to(out.dtype)
+        for j in range(out.shape[1]):
+            left, right = (deltas[:, j], factor) if how.turned else (factor, deltas[:, j])
+            torch.bmm(left.mT, right, out=out[:, j])
+        return
+    summed = [axis for axis, size in enumerate(shape, 2) if size == 1]
+    for i, step in enumerate(steps):
+        part = (step.deltas if step.factor is None else step.deltas * step.factor.unsqueeze(1)).to(out.dtype)
+        part = (part.sum(summed) if summed else part).reshape(out.shape)
+        out.add_(part) if i else out.copy_(part)

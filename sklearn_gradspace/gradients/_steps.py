@@ -84,13 +84,13 @@ class StepGraph:
         return False
 
 
-def before(steps: Iterable[Node | None], sources: Collection[Node] = ()) -> set[Node]:
-    """Return `steps` and all that come before them in the net, up to `sources`."""
+def before(steps: Iterable[Node | None], sources: Collection[Node] = ()) -> dict[Node, None]:
+    """Return `steps` and all that come before them in the net, up to `sources`, in the same order every time."""
     ahead = [step for step in steps if step is not None]
-    found = set(ahead)
+    found = dict.fromkeys(ahead)
     while ahead:
         for source, _ in ahead.pop().next_functions:
             if source is not None and source not in found and source not in sources:
-                found.add(source)
+                found[source] = None
                 ahead.append(source)
     return found

@@ -48,8 +48,8 @@ def test_a_closed_form_that_is_wrong_is_found(kind, name, parameters, device, mo
 
 
 @pytest.mark.parametrize("name, rule", [
-    ("linear with its own forward", "layer_transform"), ("tied weights", "net_transform"), ("lstm", "loop"),
-    ("unused layer", "unused"),
+    ("linear with its own forward", "layer_transform"), ("borrowed weight", "net_transform"),
+    ("input shifted in place", "loop"), ("lstm", "step_products"), ("unused layer", "unused"),
 ])  # fmt: skip
 def test_a_general_rule_that_is_wrong_is_found(name, rule, device, monkeypatch):
     original = _rules.RULES[rule]

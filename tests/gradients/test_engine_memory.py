@@ -219,11 +219,12 @@ X = np.ones((50, 1, 28, 28), np.float32)
 net = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(5408, 2))
 engine = GradientEngine(net, X[:4])
 labels = torch.zeros(50, dtype=torch.long)
-for _ in range(5):
+found = []
+for _ in range(10):
     before = faults()
     list(engine.parts(X, labels))
-    found = faults() - before
-print(found)
+    found.append(faults() - before)
+print(min(found))
 """
 
 
@@ -285,10 +286,11 @@ class Attends(nn.Module):
 
     def __init__(self, n_labels=12):
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.attention, self.log_scale = nn.MultiheadAttention(8, 2, batch_first=True), nn.Parameter(torch.zeros(8))
         self.output = nn.Linear(8, n_labels)
 
     def forward(self, x):
+        x = x * self.log_scale.exp()
         return self.output(self.attention(x, x, x)[0].mean(1))
 
 

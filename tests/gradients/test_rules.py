@@ -25,14 +25,14 @@ CLOSED = [
 ]  # fmt: skip
 
 PROJECTIONS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-ATTENTION = {f"attention.{name}": "layer_transform" for name in PROJECTIONS}
-RECURRENT = {f"recurrent.{kind}_{of}_l0": "loop" for kind in ("weight", "bias") for of in ("ih", "hh")}
+ATTENTION = {f"attention.{name}": "step_products" for name in PROJECTIONS}
+RECURRENT = {f"recurrent.{kind}_{of}_l0": "step_products" for kind in ("weight", "bias") for of in ("ih", "hh")}
 EXPECTED = {
     **{name: {} for name in CLOSED},
-    "class token": {"token": "layer_transform"},
-    "parameters without axes": {"scale": "layer_transform", "body.scale": "layer_transform"},
-    "linear with its own forward": {"0.weight": "layer_transform", "0.bias": "layer_transform"},
-    "two inputs and a keyword": {"pair.weight": "layer_transform", "pair.bias": "layer_transform"},
+    "class token": {"token": "step_products"},
+    "parameters without axes": {"scale": "step_products", "body.scale": "step_products"},
+    "linear with its own forward": {"0.weight": "layer_transform", "0.bias": "step_products"},
+    "two inputs and a keyword": {"pair.weight": "layer_transform", "pair.bias": "step_products"},
     "u net": {"up.weight": "layer_transform", "up.bias": "layer_transform"},
     "embedding bag": {"0.weight": "layer_transform"},
     **{
@@ -41,24 +41,25 @@ EXPECTED = {
             "attention", "attention with its weights", "attention under a mask", "mask as long as the batch"
         )
     },
-    "mask as long as the rows that decide": dict.fromkeys(ATTENTION, "layer_transform"),
+    "mask as long as the rows that decide": ATTENTION,
     "transformer encoder": {
-        f"0.layers.{i}.self_attn.{name}": "layer_transform" for i in range(2) for name in PROJECTIONS
+        f"0.layers.{i}.self_attn.{name}": "step_products" for i in range(2) for name in PROJECTIONS
     },
     "embedding of positions": {"position.weight": "net_transform"},
     "as many positions as rows": {"position.weight": "net_transform"},
     "as many positions as rows that decide": {"position.weight": "net_transform"},
-    "as many steps first as rows that decide": dict.fromkeys(
-        ("step.weight", "step.bias", "norm.weight", "norm.bias"), "net_transform"
-    ),
-    "tied weights": {"encoder.weight": "net_transform"},
+    "as many steps first as rows that decide": {
+        "step.weight": "step_products", "step.bias": "step_products",
+        "norm.weight": "step_products", "norm.bias": "step_products"
+    },
+    "tied weights": {"encoder.weight": "step_products"},
     "borrowed weight": {"encoder.weight": "net_transform"},
     "hardly borrowed weight": {"encoder.weight": "net_transform"},
-    "called in vain": {"layer.weight": "net_transform", "layer.bias": "unused"},
-    "output changed by a hook": {"layer.weight": "net_transform", "layer.bias": "net_transform"},
-    "input overwritten": {"scale.bias": "net_transform"},
+    "called in vain": {"layer.weight": "step_products", "layer.bias": "unused"},
+    "output changed by a hook": {"layer.weight": "step_products", "layer.bias": "step_products"},
+    "input overwritten": {"scale.bias": "step_products"},
     "gradient stopped": {
-        "gate.weight": "unused", "gate.bias": "unused", "step.weight": "net_transform", "step.bias": "net_transform"
+        "gate.weight": "unused", "gate.bias": "unused", "step.weight": "step_products", "step.bias": "step_products"
     },
     "unused layer": {"idle.weight": "unused", "idle.bias": "unused"},
     "returns a tuple": {"other.weight": "unused", "other.bias": "unused"},
@@ -69,12 +70,13 @@ EXPECTED = {
 REASONS = {
     "linear": ("0.weight", "a Linear layer"),
     "layer norm": ("1.weight", "a LayerNorm layer"),
-    "class token": ("token", "no closed form for ClassToken"),
+    "class token": ("token", "used by sums alone"),
+    "parameters without axes": ("scale", "used by products alone"),
+    "gru": ("recurrent.weight_hh_l0", "used by matrix products alone"),
     "two inputs and a keyword": ("pair.weight", "no closed form for Bilinear"),
     "borrowed weight": ("encoder.weight", "its layer's own gradient is not the whole of it"),
-    "input overwritten": ("scale.bias", "something writes over its layer's input"),
-    "steps folded into the batch": ("step.weight", "its layer does not keep a row a sample"),
-    "called in vain": ("layer.weight", "used outside of its module's forward"),
+    "embedding of positions": ("position.weight", "its layer does not keep a row a sample"),
+    "distances to a layer's weight": ("points.weight", "used outside of its module's forward"),
     "unused layer": ("idle.bias", "the output does not depend on it"),
 }
 
