@@ -22,6 +22,7 @@ from ._blocks import choose_parameters, make_blocks
 from ._computing import computing
 from ._forward import ForwardPass, forward_pass, net_output
 from ._group_norm import guard_group_norms
+from ._lstm import unfold_lstms
 from ._memory import LINE_BYTES, RowLimit, empty, free_bytes, is_out_of_memory, keep_freed_memory
 from ._outputs import SCALARS, Labels, NotFiniteError, Scalar, check_finite
 from ._passes import slices
@@ -184,6 +185,7 @@ class GradientEngine:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in chosen)
         guard_group_norms(module)
+        unfold_lstms(module)
         return module
 
     @property

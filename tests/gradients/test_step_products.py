@@ -1,5 +1,7 @@
 """Parameters that sums, products and matrix products use, wherever in a net that is, have a rule without torch.func."""
 
+import copy
+
 import numpy as np
 import pytest
 import reference
@@ -9,6 +11,7 @@ from asserts import assert_close, assert_same_in_any_batch
 from torch import nn
 
 from sklearn_gradspace.gradients import GradientEngine
+from sklearn_gradspace.gradients._lstm import unfold_lstms
 
 RNG = np.random.default_rng(0)
 
@@ -102,6 +105,43 @@ def test_gradients_are_those_of_the_loop(name, device):
     labels = torch.arange(len(X)) % 3
     assert_close(engine(X, labels), truth[np.arange(len(X)), labels.numpy()])
     assert engine.rules_for(engine.forward(X[:1])) is engine.rules
+
+
+LSTMS = [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "num_layers": 2}]
+
+
+@pytest.mark.parametrize("options", LSTMS, ids=str)
+def test_lstms_in_single_precision_have_the_same_numbers(options, device):
+    torch.manual_seed(0)
+    layer, x = nn.LSTM(6, 5, **options).eval(), torch.randn(4, 3, 6)
+    unfolded = copy.deepcopy(layer)
+    unfold_lstms(unfolded)
+    first = torch.randn(options.get("num_layers", 1) * (1 + options.get("bidirectional", False)), x.shape[1], 5)
+    given = () if options.get("batch_first") else ((first, first + 1),)
+    for hx in ((), given):
+        (y, states), (z, others) = layer(x, *hx), unfolded(x, *hx)
+        for found, expected in zip((z, *others), (y, *states)):
+            assert_close(found.detach(), expected.detach(), 1e-6)
+
+
+class LastState(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.lstm, self.h = nn.LSTM(6, 5, batch_first=True, **options), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.h(self.lstm(x)[1][0][-1])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_lstms_in_single_precision(options, device):
+    torch.manual_seed(0)
+    net, X = LastState(**options).eval(), RNG.normal(size=STEPS).astype(np.float32)
+    engine = GradientEngine(net, X, "all", device)
+    if device.type == "cpu":
+        assert "step_products" in {rule.rule for rule in engine.rules}
+    assert_close(engine(X), reference.gradients(net, X), 1e-5)
+    assert type(net.lstm) is nn.LSTM
 
 
 @pytest.mark.parametrize("name", NOT_UNDERSTOOD)
