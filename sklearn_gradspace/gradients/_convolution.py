@@ -20,8 +20,10 @@ from ._scratch import Scratch
 _WINDOW_BYTES = 2**20
 _WINDOW_BYTES_ELSEWHERE = 2**26
 _STACKED_BYTES = 2**24  # gradients of a row up to which one product makes those of all its scalars
-# From here on copying windows costs more than a grouped convolution that takes each sample for a group.
+# Where a grouped convolution, which takes each sample for a group, costs less than copying windows: on CPUs these are
+# numbers of channels that it has kernels for, and images with depth, of which windows have many entries.
 _MANY_POSITIONS, _MANY_CHANNELS = 1024, 16
+_POSITIONS, _CHANNELS = 256, (1, 8, 16)
 
 # Products of windows of an odd size, as first layers have, take up to four times as long as of a multiple of this.
 _REGISTER = 16
@@ -48,11 +50,11 @@ def window_products(layer: _ConvNd, windowed: Tensor, points: Tensor, out: Tenso
     out : Tensor of shape (n, k, m, c / groups, *kernel)
     scratch : Scratch
     """
-    n_positions, c, k = points[0, 0, 0].numel(), out.shape[3], points.shape[1]
+    n_positions, k = points[0, 0, 0].numel(), points.shape[1]
     if k > 1 and out[0].nbytes > _STACKED_BYTES:
         for j in range(k):
             window_products(layer, windowed, points[:, j : j + 1], out[:, j : j + 1], scratch)
-    elif n_positions >= _MANY_POSITIONS and layer.groups == 1 and c >= _MANY_CHANNELS:
+    elif _suits_groups(layer, out, n_positions):
         _by_grouped_convolution(layer, windowed, points, out)
     else:
         # Windows are copied in the order of memory, which is by tap, and the products put into that of the weights, or
@@ -61,13 +63,28 @@ def window_products(layer: _ConvNd, windowed: Tensor, points: Tensor, out: Tenso
         _by_windows(layer, windowed, points, out, scratch, in_weight_order=not by_tap)
 
 
+def _suits_groups(layer: _ConvNd, out: Tensor, n_positions: int) -> bool:
+    k, c, rank = out.shape[1], out.shape[3], out.ndim - 4
+    if layer.groups > 1:
+        return c == 1
+    if out.device.type != "cpu":
+        return n_positions >= _MANY_POSITIONS and c >= _MANY_CHANNELS
+    if rank == 3:
+        return c <= max(_CHANNELS)
+    return max(layer.stride) == 1 and c in _CHANNELS and (c == 1 or (k == 1 and n_positions >= _POSITIONS))
+
+
 def _by_grouped_convolution(layer: _ConvNd, windowed: Tensor, points: Tensor, out: Tensor) -> None:
-    (n, k, m), (c, *kernel) = points.shape[:3], out.shape[3:]
-    points = points.reshape(1, n * k * m, *points.shape[3:])
-    windowed = windowed.reshape(1, n * c, *windowed.shape[2:])
-    size, step = (n * k * m, c, *kernel), layer.stride
-    product = _GROUPED[len(kernel)](windowed, size, points, stride=step, dilation=layer.dilation, groups=n)
-    out.copy_(product.view(out.shape))
+    (n, k, m), (c, *kernel), groups = points.shape[:3], out.shape[3:], layer.groups
+    spans = zip(points.shape[3:], layer.stride, layer.dilation, kernel)
+    for axis, (positions, stride, dilation, size) in enumerate(spans, 2):  # no more than what is in windows
+        windowed = windowed.narrow(axis, 0, (positions - 1) * stride + (size - 1) * dilation + 1)
+    points = points.unflatten(2, (groups, -1)).transpose(1, 2)  # (n, groups, k, m / groups, *positions)
+    points = points.reshape(1, n * k * m, *points.shape[4:])
+    windowed = windowed.reshape(1, n * groups * c, *windowed.shape[2:])
+    shape, options = (n * k * m, c, *kernel), {"stride": layer.stride, "dilation": layer.dilation}
+    product = _GROUPED[len(kernel)](windowed, shape, points, groups=n * groups, **options)
+    out.unflatten(2, (groups, -1)).copy_(product.view(n, groups, k, m // groups, c, *kernel).transpose(1, 2))
 
 
 def _by_windows(

@@ -19,6 +19,7 @@ LAYERS = {
     "conv2d few positions": (nn.Conv2d(3, 5, 2), (3, 3, 3)),
     "conv2d groups": (nn.Conv2d(4, 6, 3, groups=2), (4, 5, 4)),
     "conv2d depthwise": (nn.Conv2d(4, 8, 3, groups=4), (4, 5, 4)),
+    "conv3d strided": (nn.Conv3d(3, 5, 2, stride=3, dilation=(1, 2, 1)), (3, 7, 7, 6)),
     "conv3d": (nn.Conv3d(3, 5, 2, stride=(1, 2, 1)), (3, 3, 4, 3)),
 }
 each = pytest.mark.parametrize("layer, shape", LAYERS.values(), ids=LAYERS)
@@ -56,6 +57,7 @@ def assert_equals_the_sum(layer, shape, k):
 def test_windows_in_parts(layer, shape, k, window_bytes, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(_convolution, "_WINDOW_BYTES", window_bytes)
+    monkeypatch.setattr(_convolution, "_suits_groups", lambda *args: False)
     assert_equals_the_sum(layer, shape, k)
 
 
@@ -77,15 +79,22 @@ def test_one_scalar_at_a_time(layer, shape, monkeypatch):
 @each
 @pytest.mark.parametrize("k", [1, 2])
 def test_one_group_for_each_sample(layer, shape, k, monkeypatch):
-    monkeypatch.setattr(_convolution, "_MANY_POSITIONS", 1)
-    monkeypatch.setattr(_convolution, "_MANY_CHANNELS", 1)
+    monkeypatch.setattr(_convolution, "_suits_groups", lambda *args: True)
     assert_equals_the_sum(layer, shape, k)
 
 
-@pytest.mark.parametrize("side", [31, 32, 33])
-@pytest.mark.parametrize("channels", [15, 16])
-def test_at_the_sizes_where_the_way_changes(side, channels):
-    assert_equals_the_sum(nn.Conv2d(channels, 2, 2), (channels, side + 1, side + 1), 1)
+@pytest.mark.parametrize("side", [15, 16, 17])
+@pytest.mark.parametrize("channels", [1, 2, 8, 15, 16])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [1, 2])
+def test_at_the_sizes_where_the_way_changes(side, channels, stride, k):
+    assert_equals_the_sum(nn.Conv2d(channels, 2, 2, stride), (channels, side + 1, side + 1), k)
+    assert_equals_the_sum(nn.Conv2d(channels, 2 * channels, 2, stride, groups=channels), (channels, 8, 8), k)
+
+
+@pytest.mark.parametrize("channels", [16, 17])
+def test_at_the_number_of_channels_where_the_way_changes_with_depth(channels):
+    assert_equals_the_sum(nn.Conv3d(channels, 2, 2, (1, 2, 3)), (channels, 4, 4, 5), 2)
 
 
 @pytest.mark.parametrize("positions", [4, 5, 6])
