@@ -84,7 +84,7 @@ class GradientEngine:
         How the gradients of each parameter are computed, and why so.
     row_bytes, label_bytes : int
         Memory that a row takes in a pass, and what each of its scalars adds, without the gradients themselves.
-    ways : dict of str to (int, frozenset)
+    ways : dict of str to (int, tuple of tuple)
         Of a parameter with the rule `step_products`, which axis of its steps belongs to the samples, and their kinds.
     uses : dict of str to int
         By how many steps of differentiation each parameter is used that has a rule of its layer, or is not used.

@@ -16,7 +16,7 @@ from . import _layer_rules
 from ._forward import ForwardPass, LayerCall
 from ._memory import is_out_of_memory
 from ._passes import slices
-from ._step_products import How, Ways, write_products
+from ._step_products import Ways, write_products
 from ._steps import StepGraph
 
 Gradients = dict[str, Tensor]
@@ -172,7 +172,7 @@ def choose_rules(forward: ForwardPass, names: Sequence[str], at_steps: bool = Tr
         if gradient is None
     }
     del sums
-    graph, ways = StepGraph(forward.outputs), dict[str, tuple[int, frozenset[How]]]()
+    graph, ways = StepGraph(forward.outputs), dict[str, tuple[int, tuple[tuple, ...]]]()
     for group in _groups(parameters, len(forward.inputs)):
         trial = _Trial(forward, group, largest)
         candidates = {name: _rule_of_layer(forward, name, graph) for name in group if name not in chosen}
@@ -180,7 +180,7 @@ def choose_rules(forward: ForwardPass, names: Sequence[str], at_steps: bool = Tr
             if rule is step_products:
                 found = trial.ways([name for name in candidates if at_steps and name not in chosen])
                 for name, (_, hows) in found.items():
-                    roles = " and ".join(sorted({how.role for how in hows}))
+                    roles = " and ".join(sorted({role for role, *_ in hows}))
                     chosen[name] = ParameterRule(name, rule.__name__, f"used by {roles} alone")
                 ways |= found
                 continue
@@ -241,7 +241,9 @@ class _Trial:
             forward = self.forward.at_steps(dict.fromkeys([name for name in names if name not in found], axis))
             steps = {name: of_parameter for name, of_parameter in forward.steps.items() if of_parameter}
             right = self.passes(step_products, list(steps), forward)
-            found |= {name: (axis, frozenset(s.how for s in steps[name])) for name in steps if right[name]}
+            found |= {
+                name: (axis, tuple(sorted({tuple(step.how) for step in steps[name]}))) for name in steps if right[name]
+            }
         return found
 
     def passes(self, rule: Rule, names: Sequence[str], forward: ForwardPass | None = None) -> dict[str, bool]:

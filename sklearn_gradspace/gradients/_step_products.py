@@ -19,6 +19,7 @@ _RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0", "Alia
 _TRANSPOSES = "TBackward0"
 _LAYER_NORM = "NativeLayerNormBackward0"
 _BROADCASTS = ("AddBackward0", "SubBackward0", "MulBackward0", "ExpandBackward0", "RepeatBackward0", _LAYER_NORM)
+_MATRICES = ("AddmmBackward0", "MmBackward0")
 SUM, PRODUCT, MATRIX_PRODUCT = "sums", "products", "matrix products"
 
 
@@ -40,9 +41,8 @@ class How(NamedTuple):
     alone: bool = False
 
 
-Ways = Mapping[
-    str, tuple[int, frozenset[How]]
-]  # which axis of a parameter's steps belongs to the samples; how they use it
+# Which axis of a parameter's steps belongs to the samples, and how they use it; plain, for files.
+Ways = Mapping[str, tuple[int, tuple[tuple, ...]]]
 
 
 class Step(NamedTuple):
@@ -110,41 +110,42 @@ def steps_of(outputs: Tensor, parameters: Mapping[str, Tensor], axes: Mapping[st
         if type(node).__name__ in (*_RESHAPES, _TRANSPOSES):
             continue  # seen from the step that it leads to
         for place, (source, _) in enumerate(node.next_functions):
-            leaf, shape, ways = _origin(source)
+            leaf, shape, through = _origin(source)
             if id(leaf) in names:
                 name = names[id(leaf)]
-                found[name].append(_step(node, place, shape, ways, axes[name], n))
+                found[name].append(_step(node, place, shape, through, axes[name], n))
     return {name: None if None in steps or not steps else steps for name, steps in found.items()}
 
 
 def _origin(source: Node | None) -> tuple[Tensor | None, tuple[int, ...], list[str]]:
     """Return the parameter that a step gets, its shape there, and the steps that it went through."""
-    ways, shape = list[str](), None
+    through, last = list[str](), source
     while source is not None and type(source).__name__ in (*_RESHAPES, _TRANSPOSES):
-        shape = tuple(source._input_metadata[0].shape) if shape is None else shape
-        ways.append(type(source).__name__)
+        through.append(type(source).__name__)
         source = source.next_functions[0][0]
     leaf = getattr(source, "variable", None)
-    return leaf, tuple(leaf.shape) if shape is None and leaf is not None else shape or (), ways
+    if leaf is None or last is None:
+        return None, (), through
+    return leaf, _shape(last) if through else tuple(leaf.shape), through
 
 
-def _step(node: Node, place: int, shape: tuple[int, ...], ways: list[str], axis: int, n: int) -> Step | None:
-    output = tuple(node._input_metadata[0].shape)
-    of_kind = _broadcast_step if type(node).__name__ in _BROADCASTS else _matrix_step
-    return of_kind(node, place, shape, ways, output, axis, n)
+def _step(node: Node, place: int, shape: tuple[int, ...], through: list[str], axis: int, n: int) -> Step | None:
+    if type(node).__name__ in _BROADCASTS and _TRANSPOSES not in through:
+        return _broadcast_step(node, place, shape, axis, n)
+    if type(node).__name__ in _MATRICES and through in ([], [_TRANSPOSES]) and _shape(node)[0] % n == 0:
+        return _matrix_step(node, place, shape, bool(through), axis, n)
+    return None
 
 
-def _broadcast_step(
-    node: Node, place: int, shape: tuple[int, ...], ways: list[str], output: tuple[int, ...], axis: int, n: int
-) -> Step | None:
+def _broadcast_step(node: Node, place: int, shape: tuple[int, ...], axis: int, n: int) -> Step | None:
     """Return the step that adds or multiplies with a parameter, each of its entries at all of some positions."""
-    if _TRANSPOSES in ways or output[axis : axis + 1] != (n,):
-        return None
+    kind, output = type(node).__name__, _shape(node)
     shape = (1,) * (len(output) - len(shape)) + shape
     beside, of_output = (sizes[:axis] + sizes[axis + 1 :] for sizes in (shape, output))
-    if shape[axis] != 1 or any(own not in (1, size) for own, size in zip(beside, of_output)):
+    of_rows = output[axis : axis + 1] == (n,) and shape[axis] == 1
+    if not of_rows or any(own not in (1, size) for own, size in zip(beside, of_output)):
         return None
-    step, kind = Step(How(SUM), GradientEdge(node, 0), axis, n, beside), type(node).__name__
+    step = Step(How(SUM), GradientEdge(node, 0), axis, n, beside)
     if kind == "MulBackward0" or (kind == _LAYER_NORM and place == 1):
         factor = _normalised(node) if kind == _LAYER_NORM else _saved(node, "other" if place == 0 else "self")
         return step._replace(how=How(PRODUCT), factor=step.by_row(factor.detach().expand(output)))
@@ -153,24 +154,23 @@ def _broadcast_step(
     return step
 
 
-def _matrix_step(
-    node: Node, place: int, shape: tuple[int, ...], ways: list[str], output: tuple[int, ...], axis: int, n: int
-) -> Step | None:
-    """Return the step that multiplies matrices, the second of which is a parameter, or adds a bias to that."""
-    kind, turned = type(node).__name__, ways == [_TRANSPOSES]
-    if kind not in ("AddmmBackward0", "MmBackward0") or output[0] % n:
-        return None
+def _matrix_step(node: Node, place: int, shape: tuple[int, ...], turned: bool, axis: int, n: int) -> Step | None:
+    """Return the step that multiplies matrices, the second of which is a parameter, or adds one to the product."""
+    adds, output = type(node).__name__ == "AddmmBackward0", _shape(node)
     alone = output[0] == n
     step = Step(How(SUM, alone=alone), GradientEdge(node, 0), 0 if alone else axis, n)
-    if kind == "AddmmBackward0" and place == 0:
-        return step._replace(times=_saved(node, "beta")) if shape == output[1:] and not ways else None
-    if place != (2 if kind == "AddmmBackward0" else 1) or (ways and not turned):
+    if adds and place == 0:
+        return step._replace(times=_saved(node, "beta")) if shape == output[1:] else None
+    if place != (2 if adds else 1):
         return None
-    factor, times = (
-        (_saved(node, "self"), 1.0) if kind == "MmBackward0" else (_saved(node, "mat1"), _saved(node, "alpha"))
-    )
-    how = How(MATRIX_PRODUCT, turned, alone)
-    return step._replace(how=how, factor=step.by_row(factor.detach()), times=times)
+    factor = step.by_row(_saved(node, "mat1" if adds else "self").detach())
+    times = _saved(node, "alpha") if adds else 1.0
+    return step._replace(how=How(MATRIX_PRODUCT, turned, alone), factor=factor, times=times)
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    """Return the shape of what a step returned."""
+    return tuple(node._input_metadata[0].shape)
 
 
 def _normalised(node: Node) -> Tensor:
@@ -208,11 +208,11 @@ def _write(steps: Sequence[Step], out: Tensor) -> None:
     """Write the sum over steps of the same form; matrix products are one, over the rows of all."""
     how, shape = steps[0].how, steps[0].shape
     if shape is None:
-        deltas = torch.cat([step.deltas for step in steps], 2).to(out.dtype)
+        deltas = _joined([step.deltas for step in steps], 2).to(out.dtype)
         if how.role == SUM:
             out.copy_(deltas.sum(2))
             return
-        factor = torch.cat([step.factor for step in steps], 1).to(out.dtype)
+        factor = _joined([step.factor for step in steps], 1).to(out.dtype)
         for j in range(out.shape[1]):
             left, right = (deltas[:, j], factor) if how.turned else (factor, deltas[:, j])
             torch.bmm(left.mT, right, out=out[:, j])
@@ -222,3 +222,7 @@ def _write(steps: Sequence[Step], out: Tensor) -> None:
         part = (step.deltas if step.factor is None else step.deltas * step.factor.unsqueeze(1)).to(out.dtype)
         part = (part.sum(summed) if summed else part).reshape(out.shape)
         out.add_(part) if i else out.copy_(part)
+
+
+def _joined(tensors: list[Tensor], axis: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, axis)
